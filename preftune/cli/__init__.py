@@ -1,0 +1,1 @@
+"""The command line: `main` finds the command, one thin file each does it. Nothing here imports torch."""

@@ -1,0 +1,134 @@
+"""`preftune init [METHOD]`: prints a commented recipe, made from the recipe's models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from preftune.cli.parser import Parser
+from preftune.config import Recipe
+from preftune.errors import UsageError
+from preftune.recipes.schema import is_dict, is_list, item_of, keys_of, model_of, nearest
+from preftune.recipes.yamltext import dump_yaml
+
+_ESSENTIAL: dict[str, Any] = {
+    "method": "",  # the command's
+    "model.path": "Qwen/Qwen3-0.6B-Base",
+    "data.path": "train.jsonl",
+    "rewards.name": "accuracy",
+    "train.steps": 100,
+}
+"""What every recipe must say, with an example; written without a comment sign."""
+
+_EXAMPLE: dict[str, Any] = {"data.columns.*.from": "answer"}
+"""Values shown for commented fields whose default alone would not be valid."""
+
+_FREE_KEY = "answer"
+
+
+@dataclass(frozen=True)
+class _Line:
+    indent: int
+    text: str
+    note: str
+    comment_at: int | None  # the column of the comment sign
+
+    def __str__(self) -> str:
+        note = f"  # {self.note}" if self.note else ""
+        if self.comment_at is None:
+            return f"{' ' * self.indent}{self.text}{note}"
+        inner = " " * (self.indent - self.comment_at)
+        return f"{' ' * self.comment_at}# {inner}{self.text}{note}"
+
+
+def execute(arguments: list[str]) -> int:
+    from preftune.methods import METHODS
+
+    parser = Parser(prog="preftune init", description="Prints a commented recipe with every field and its default.")
+    parser.add_argument("method", nargs="?", default="grpo", metavar="METHOD", help="a method (default grpo)")
+    method = parser.parse(arguments).method
+    if method not in METHODS:
+        close = nearest(method, METHODS)
+        hint = f"did you mean {close}?" if close else f"methods: {', '.join(METHODS)}"
+        raise UsageError(f"no method is named {method!r}; {hint}")
+    print(template(method), end="")
+    return 0
+
+
+def template(method: str) -> str:
+    """A recipe for `method`: essential fields with examples, every other field commented out with its default."""
+    from preftune.methods import METHODS
+
+    row = METHODS[method]
+    essential = {**_ESSENTIAL, "method": method}
+    if not row.scored:
+        del essential["rewards.name"]
+    head = [
+        f"# {method}: {row.summary}.",
+        "# Lines that are commented out show the defaults. Run it with: preftune run THIS_FILE",
+        "# Look before you train: preftune run THIS_FILE --dry-run",
+        "",
+    ]
+    lines = [str(line) for line in _section(Recipe, (), 0, None, essential)]
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def _section(
+    model: type[BaseModel], path: tuple[str, ...], indent: int, comment_at: int | None, essential: dict[str, Any]
+) -> Iterator[_Line]:
+    for key, info in keys_of(model).items():
+        yield from _field((*path, key), info, indent, comment_at, essential)
+
+
+def _field(
+    path: tuple[str, ...], info: FieldInfo, indent: int, comment_at: int | None, essential: dict[str, Any]
+) -> Iterator[_Line]:
+    name, key = ".".join(path), path[-1]
+    needed = any(entry == name or entry.startswith(f"{name}.") for entry in essential)
+    section = model_of(info.annotation)
+    item = item_of(info.annotation)
+    inner = model_of(item) if item is not None else None
+    note = info.description or _first_sentence(section)
+    # an empty section means its defaults, so its header stays; an optional one, a list or a value would say something
+    plain_section = section is not None and not info.is_required() and info.default is not None
+    here = comment_at if needed or plain_section or comment_at is not None else indent
+    if section is not None:
+        yield _Line(indent, f"{key}:", note, here)
+        yield from _section(section, path, indent + 2, here, essential)
+    elif inner is not None and name.startswith("eval."):
+        yield _Line(indent, f"{key}: []", f"{note}; sources with the fields of data above", here)
+    elif inner is not None and is_list(info.annotation):
+        yield _Line(indent, f"{key}:", note, here)
+        fields = list(_section(inner, path, indent + 4, here, essential))
+        first = fields[0]
+        yield _Line(indent + 2, f"- {first.text}", first.note, here)
+        yield from fields[1:]
+    elif inner is not None and is_dict(info.annotation):
+        yield _Line(indent, f"{key}:", note, here)
+        yield _Line(indent + 2, f"{_FREE_KEY}:", "the standard column; one such block each", here)
+        yield from _section(inner, (*path, "*"), indent + 4, here, essential)
+    else:
+        yield _Line(indent, f"{key}: {_value(name, info, essential)}", note, here)
+
+
+def _value(name: str, info: FieldInfo, essential: dict[str, Any]) -> str:
+    """The essential example, or the default, as one line of YAML."""
+    if name in essential:
+        value = essential[name]
+    elif name in _EXAMPLE:
+        value = _EXAMPLE[name]
+    elif info.is_required():
+        value = _ESSENTIAL[name]
+    else:
+        value = info.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, list):
+        return "[" + ", ".join(dump_yaml(part).removesuffix("...\n").strip() for part in value) + "]"
+    return dump_yaml(value).removesuffix("...\n").strip()
+
+
+def _first_sentence(section: type[BaseModel] | None) -> str:
+    return (section.__doc__ or "").strip().split("\n")[0].rstrip(".") if section is not None else ""

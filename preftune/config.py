@@ -1,0 +1,271 @@
+"""Recipes: what a run does, as strict typed data. Imports no torch.
+
+A recipe is a YAML file. Every field is also a typed flag (`--train.learning_rate 1e-5`); unknown keys
+are errors that name the nearest valid one. With `stages:` a recipe is several runs in a row: each stage
+inherits the recipe's other sections and overrides what it names.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Strict(BaseModel):
+    """Base of all sections: unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class LoraConfig(Strict):
+    """A low-rank adapter (peft). Absent: all weights are trained."""
+
+    r: int = Field(32, ge=1, description="rank")
+    alpha: float = Field(64.0, gt=0, description="scale; the update is multiplied by alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    targets: str | list[str] = Field("all-linear", description="module names to adapt, or all-linear")
+
+
+class ModelConfig(Strict):
+    """The model that is trained."""
+
+    path: str = Field(description="hub id, folder, or stage:NAME for an earlier stage's result")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="dtype of the weights; auto: float32, or bfloat16 for a frozen base on CUDA"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    lora: LoraConfig | None = Field(None, description="train a LoRA adapter instead of all weights")
+    on_adapter: Literal["continue", "merge"] | None = Field(
+        None,
+        description="when path is an adapter: continue training it, or merge it into its base and start a fresh one. "
+        "Must be chosen; the reference model is the bare base for continue, the merged model for merge",
+    )
+    trust_remote_code: bool = Field(False, description="run code that ships with the model")
+    attention: Literal["auto", "shared", "padded"] = Field(
+        "auto", description="shared-prompt packing, padding, or let the probe at load time decide"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+
+
+class ColumnRule(Strict):
+    """How one standard column is made from a row. A bare string in the recipe means {from: that string}."""
+
+    source: str | None = Field(None, alias="from", description="column to read")
+    match: str | None = Field(None, description="regular expression; the value becomes its first group")
+    replace: list[tuple[str, str]] = Field(
+        default_factory=list, description="[pattern, replacement] pairs applied in order"
+    )
+    template: str | None = Field(
+        None, description="text with {column} fields, filled after the other columns are mapped"
+    )
+    strip: bool = Field(True, description="strip white space around the value")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ColumnRule:
+        if (self.source is None) == (self.template is None):
+            raise ValueError("a column needs exactly one of `from` and `template`")
+        return self
+
+
+class SourceConfig(Strict):
+    """One source of data."""
+
+    path: str = Field(description="hub id, file (.jsonl .json .parquet .csv) or folder saved by `datasets`")
+    name: str | None = Field(None, description="hub configuration name")
+    split: str = Field("train", description="hub split")
+    revision: str | None = Field(None, description="hub revision")
+    format: Literal["auto", "prompt", "prompt-completion", "text", "messages"] = Field(
+        "auto", description="row format; auto decides from the columns"
+    )
+    columns: dict[str, ColumnRule] = Field(
+        default_factory=dict, description="standard column → where it comes from; unmapped columns keep their names"
+    )
+    system: str | None = Field(None, description="system message put before each prompt")
+    chat: bool = Field(False, description="turn a plain prompt into a user message")
+    weight: float = Field(1.0, gt=0, description="rows are drawn in proportion to weight × size")
+    limit: int | None = Field(None, ge=1, description="use only the first N rows")
+    on_bad_row: Literal["error", "skip"] = Field("error", description="stop at a bad row, or skip and count it")
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _short_rules(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: {"from": v} if isinstance(v, str) else v for k, v in value.items()}
+        return value
+
+
+class TokensConfig(Strict):
+    """The token contract's choices."""
+
+    chat_template: str | None = Field(
+        None, description="Jinja text or a .jinja file that overrides the model's template"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="extra arguments for the template")
+    max_prompt_tokens: int = Field(1024, ge=1, description="longest prompt")
+    max_completion_tokens: int = Field(1024, ge=1, description="longest completion read from data")
+    on_too_long: Literal["drop", "truncate-prompt-left", "error"] = Field(
+        "drop", description="what to do with longer rows"
+    )
+    drop_above_percentile: float | None = Field(
+        None, gt=0, le=100, description="drop prompts longer than this percentile of prompt lengths"
+    )
+    loss_on: Literal["all-assistant", "last"] = Field(
+        "all-assistant", description="assistant turns of multi-turn rows that carry loss"
+    )
+
+
+class ApiConfig(Strict):
+    """An OpenAI-compatible endpoint."""
+
+    base_url: str = Field(description="endpoint, e.g. http://127.0.0.1:8000/v1")
+    model: str = Field(description="model name at the endpoint")
+    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key")
+    concurrency: int = Field(8, ge=1, description="requests under way at once")
+    timeout: float = Field(60.0, gt=0, description="seconds per request")
+    retries: int = Field(5, ge=0, description="tries after the first failure, with backoff")
+
+
+class SamplingConfig(Strict):
+    """How the policy writes completions."""
+
+    group_size: int = Field(8, ge=1, description="completions per prompt (G)")
+    max_tokens: int = Field(256, ge=1, description="longest completion")
+    temperature: float = Field(1.0, gt=0, description="also divides the trainer's logits")
+    top_k: int = Field(0, ge=0, description="keep the k likeliest tokens (0: all)")
+    top_p: float = Field(1.0, gt=0, le=1, description="keep the smallest set of tokens with this mass")
+    min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens under this share of the likeliest one's probability")
+    repetition_penalty: float = Field(1.0, gt=0, description="divide positive logits of seen tokens by this")
+    stop: list[str] = Field(default_factory=list, description="strings that end a completion")
+    rows: int = Field(256, ge=1, description="completions decoded at once")
+    rollout: str | None = Field(
+        None, description="multi-turn rollout: calculator, or module:function / file.py:function"
+    )
+    max_turns: int = Field(4, ge=1, description="turns of a multi-turn rollout")
+
+
+class RewardConfig(Strict):
+    """One reward and its weight."""
+
+    name: str = Field(description="built-in name, module:function, or file.py:function")
+    weight: float = Field(1.0, description="factor in the weighted sum")
+    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the reward")
+    timeout: float = Field(30.0, gt=0, description="seconds for one batch")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="stop the run, or count the failure and leave the row's value out"
+    )
+    isolate: Literal["auto", "process", "inline"] = Field(
+        "auto", description="run in a worker process, inline under a watchdog, or process when importable"
+    )
+
+
+class PolicyConfig(Strict):
+    """The four choices of an on-policy objective. A preset fills those left empty."""
+
+    preset: str = Field("grpo", description="vetted combination, see docs/methods/grpo.md")
+    advantage: Literal["group-std", "group-mean", "batch-std", "leave-one-out"] | None = Field(
+        None, description="how scores become advantages"
+    )
+    ratio: Literal["token", "sequence", "sequence-sum"] | None = Field(
+        None, description="level of the importance ratio"
+    )
+    clip: Literal["ppo", "cispo", "none"] | None = Field(None, description="how the ratio is limited")
+    clip_low: float | None = Field(None, ge=0, description="lower clip ε")
+    clip_high: float | None = Field(None, ge=0, description="upper clip ε; for cispo the cap C")
+    aggregate: Literal["token-mean", "sequence-mean", "constant"] | None = Field(
+        None, description="how token losses become one number"
+    )
+    beta: float | None = Field(None, ge=0, description="weight of the KL penalty to the reference")
+    kl: Literal["k2", "k3"] | None = Field(None, description="KL estimator of the penalty")
+    mask_truncated: bool = Field(False, description="completions cut at max_tokens carry no loss")
+    missing_eos_penalty: float = Field(0.0, ge=0, description="subtracted from the score of a completion without EOS")
+
+
+class TrainConfig(Strict):
+    """Optimisation."""
+
+    steps: int | None = Field(None, ge=1, description="optimizer steps; give steps or epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the data; give steps or epochs")
+    batch_size: int = Field(8, ge=1, description="prompts (groups) per optimizer step")
+    updates_per_batch: int = Field(1, ge=1, description="optimizer updates on each sampled batch")
+    learning_rate: float = Field(1e-5, ge=0, description="peak learning rate")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="after warm-up")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps with rising learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay (matrices only)")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW β₁")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW β₂")
+    adam_eps: float = Field(1e-8, gt=0, description="AdamW ε")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
+    max_tokens_per_batch: int = Field(8192, ge=1, description="tokens of one packed forward pass")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="autocast; auto: bf16 on CUDA, fp32 on CPU")
+    checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+    threads: int | None = Field(None, ge=1, description="CPU threads (default: torch's choice)")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give either train.steps or train.epochs, not both")
+        return self
+
+
+class EvalConfig(Strict):
+    """Measuring on rows that are never trained on."""
+
+    data: list[SourceConfig] = Field(default_factory=list, description="validation rows (choose the best checkpoint)")
+    test: list[SourceConfig] = Field(default_factory=list, description="held-out rows, measured before and after only")
+    holdout: int = Field(0, ge=0, description="without data: take this many rows out of the training data")
+    every: int | None = Field(None, ge=1, description="steps between measurements on validation rows")
+    best: str | None = Field(None, description="metric that picks the best checkpoint, e.g. reward/accuracy")
+    higher_is_better: bool = Field(True, description="direction of `best`")
+    patience: int | None = Field(None, ge=1, description="stop after this many measurements without a new best")
+    limit: int | None = Field(None, ge=1, description="use at most this many rows of each")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    max_tokens: int | None = Field(None, ge=1, description="longest completion (default: sampling.max_tokens)")
+
+
+class LogConfig(Strict):
+    """What is written down during a run."""
+
+    sinks: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        ["tensorboard"], description="besides metrics.jsonl, which is always written"
+    )
+    samples_every: int = Field(10, ge=1, description="steps between samples written to samples.jsonl")
+    samples: int = Field(8, ge=1, description="prompts whose completions are written each time")
+    stop_on_collapse: bool = Field(
+        True, description="stop when all prompts get the same text, keeping the last good checkpoint"
+    )
+
+
+class Recipe(Strict):
+    """Everything one run needs. Written, fully resolved, into the run folder."""
+
+    method: str = Field(description="a row of the table of methods: sft, grpo, …")
+    name: str = Field("run", description="name of the run or stage")
+    output: str | None = Field(None, description="run folder; default runs/NAME")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    model: ModelConfig
+    data: list[SourceConfig] = Field(min_length=1, description="training data")
+    tokens: TokensConfig = TokensConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    rewards: list[RewardConfig] = Field(default_factory=list, description="scores of completions")
+    policy: PolicyConfig = PolicyConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_source(cls, value: Any) -> Any:
+        return [value] if isinstance(value, (dict, SourceConfig)) else value
+
+
+class Pipeline(Strict):
+    """A recipe with its stages resolved: each is a complete Recipe, run in order."""
+
+    name: str = "run"
+    output: str | None = None
+    stages: list[Recipe] = Field(min_length=1)

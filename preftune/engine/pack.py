@@ -1,0 +1,222 @@
+"""Packing: groups become rows in which each prompt stands once.
+
+A packed row looks like
+
+    prompt₁ c₁₁ c₁₂ … prompt₂ c₂₁ c₂₂ …
+
+Positions restart after the prompt for each completion. A completion's last token predicts nothing, so it is
+left out of the input unless `keep_last` asks for it (reward and value heads read the state there).
+
+Only tokens the policy wrote (mask True) are targets; masked spans are context. See records.py for the legend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from preftune.errors import DataError
+from preftune.records import Completion, Group, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Where one group lies in a packed row: prompt tokens [start, start + prompt), then each completion's input
+    tokens in `completions` as (start, length)."""
+
+    start: int
+    prompt: int
+    completions: tuple[tuple[int, int], ...]
+
+    @property
+    def end(self) -> int:
+        return self.completions[-1][0] + self.completions[-1][1] if self.completions else self.start + self.prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One packed row and what is read from it.
+
+    Attributes:
+        input_ids_N, position_ids_N: the row. Shape [N].
+        segments: where the groups lie.
+        source_T: row index of the hidden state that predicts each trained token.
+        target_T: the trained token ids.
+        sequence_T: index of each trained token's completion within this pack, 0 … S-1.
+        members: for each of the S completions, (index of its group, index within the group) in the packed list.
+        completions: the S completions themselves.
+    """
+
+    input_ids_N: Tensor
+    position_ids_N: Tensor
+    segments: tuple[Segment, ...]
+    source_T: Tensor
+    target_T: Tensor
+    sequence_T: Tensor
+    members: tuple[tuple[int, int], ...]
+    completions: tuple[Completion, ...]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.input_ids_N.numel())
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.members)
+
+    @property
+    def unshared_tokens(self) -> int:
+        """Tokens that packing without prompt sharing would feed (each completion with its own prompt)."""
+        return sum(s.prompt * max(len(s.completions), 1) + sum(n for _, n in s.completions) for s in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A group, or a part of one, that goes into a single row."""
+
+    group: int
+    first: int
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    size: int
+
+
+def input_length(completion: Completion, keep_last: bool = False) -> int:
+    """Input tokens of a completion: all but the last, which predicts nothing."""
+    return len(completion.ids) if keep_last else max(len(completion.ids) - 1, 0)
+
+
+def pack(
+    groups: Sequence[Group], max_tokens: int, *, keep_last: bool = False, device: torch.device | str = "cpu"
+) -> list[Pack]:
+    """Pack groups into rows of at most `max_tokens` tokens, each prompt once per row.
+
+    A group larger than the budget is split and its prompt repeated. Rows are filled first-fit by decreasing size,
+    which is deterministic; the order of packs has no meaning, `Pack.members` says what is where.
+
+    Raises:
+        DataError: when one prompt with a single completion is larger than the budget.
+    """
+    items: list[_Item] = []
+    for index, group in enumerate(groups):
+        items.extend(_split(index, group, max_tokens, keep_last))
+    bins: list[list[_Item]] = []
+    room: list[int] = []
+    for item in sorted(items, key=lambda i: -i.size):
+        for b, free in enumerate(room):
+            if item.size <= free:
+                bins[b].append(item)
+                room[b] -= item.size
+                break
+        else:
+            bins.append([item])
+            room.append(max_tokens - item.size)
+    return [_build(b, keep_last, device) for b in bins]
+
+
+def _split(index: int, group: Group, max_tokens: int, keep_last: bool) -> list[_Item]:
+    prompt = len(group.prompt.ids)
+    out: list[_Item] = []
+    start, size = 0, prompt
+    for j, completion in enumerate(group.completions):
+        n = input_length(completion, keep_last)
+        if prompt + n > max_tokens:
+            raise DataError(
+                f"{group.prompt.where or 'a prompt'}: prompt ({prompt}) and completion ({n}) need {prompt + n} tokens, "
+                f"more than train.max_tokens_per_batch = {max_tokens}. Raise it, or lower tokens.max_prompt_tokens, "
+                "tokens.max_completion_tokens or sampling.max_tokens"
+            )
+        if j > start and size + n > max_tokens:
+            out.append(_Item(index, start, group.prompt, group.completions[start:j], size))
+            start, size = j, prompt
+        size += n
+    if group.completions[start:]:
+        out.append(_Item(index, start, group.prompt, group.completions[start:], size))
+    return out
+
+
+def _build(items: Sequence[_Item], keep_last: bool, device: torch.device | str) -> Pack:
+    ids: list[int] = []
+    positions: list[int] = []
+    segments: list[Segment] = []
+    source: list[int] = []
+    target: list[int] = []
+    sequence: list[int] = []
+    members: list[tuple[int, int]] = []
+    completions: list[Completion] = []
+    for item in items:
+        start, p = len(ids), len(item.prompt.ids)
+        ids.extend(item.prompt.ids)
+        positions.extend(range(p))
+        spans: list[tuple[int, int]] = []
+        for j, completion in enumerate(item.completions):
+            n = input_length(completion, keep_last)
+            at = len(ids)
+            spans.append((at, n))
+            ids.extend(completion.ids[:n])
+            positions.extend(range(p, p + n))
+            # The prompt's last token predicts the first token; completion token t-1 predicts token t.
+            before = [start + p - 1, *range(at, at + len(completion.ids) - 1)]
+            for t, wrote in enumerate(completion.mask):
+                if wrote:
+                    source.append(before[t])
+                    target.append(completion.ids[t])
+                    sequence.append(len(members))
+            members.append((item.group, item.first + j))
+            completions.append(completion)
+        segments.append(Segment(start, p, tuple(spans)))
+
+    def tensor(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    return Pack(
+        tensor(ids),
+        tensor(positions),
+        tuple(segments),
+        tensor(source),
+        tensor(target),
+        tensor(sequence),
+        tuple(members),
+        tuple(completions),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """The same content as a `Pack`, one right-padded row per completion with its prompt repeated: what models get
+    that the shared-prompt attention does not fit. Padding is told by `attention_mask`, never by token ids.
+
+    Shapes: input_ids, position_ids, attention_mask [S, L]; `source_T` indexes the flattened [S * L] states.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    source_T: Tensor
+
+
+def unshare(packed: Pack) -> PaddedBatch:
+    """Rebuild a pack as right-padded rows, prompt repeated; targets keep their order."""
+    device = packed.input_ids_N.device
+    ids_N, positions_N = packed.input_ids_N.cpu(), packed.position_ids_N.cpu()
+    rows: list[tuple[Segment, int, int]] = [(s, at, n) for s in packed.segments for at, n in s.completions]
+    longest = max(s.prompt + n for s, _, n in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    mask = torch.zeros_like(ids)
+    # Maps a packed index to the padded one, per row; a prompt's index differs from row to row.
+    source = torch.empty_like(packed.source_T, device="cpu")
+    source_T, sequence_T = packed.source_T.cpu(), packed.sequence_T.cpu()
+    for r, (s, at, n) in enumerate(rows):
+        p = s.prompt
+        ids[r, :p], ids[r, p : p + n] = ids_N[s.start : s.start + p], ids_N[at : at + n]
+        positions[r, :p], positions[r, p : p + n] = positions_N[s.start : s.start + p], positions_N[at : at + n]
+        mask[r, : p + n] = 1
+        mine = sequence_T == r
+        local = source_T[mine]
+        in_prompt = local < at
+        source[mine] = r * longest + torch.where(in_prompt, local - s.start, p + local - at)
+    return PaddedBatch(ids.to(device), positions.to(device), mask.to(device), source.to(device))

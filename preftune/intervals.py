@@ -1,0 +1,201 @@
+"""95 % intervals of a mean and of a paired change. Everything that a report states carries one of these.
+
+Nothing here is random, so a resumed run and a repeated report give the same digits:
+
+- a share (all values 0 or 1): Wilson's score interval, right for shares near 0 and 1 and for few rows;
+- any other mean: Student's t;
+- the change of a share on the same rows: Bonett and Price's adjusted Wald interval for paired proportions;
+- the change of any other mean on the same rows: Student's t on the row differences.
+
+A bootstrap was the alternative. It needs a seed, and on few rows it is too narrow: when no row changed it
+claims to be certain. These formulas cover as promised there (tests/test_intervals.py simulates it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Z95 = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A measured value and its 95 % interval.
+
+    Attributes:
+        value: the plain mean (or mean difference), in the metric's own unit.
+        low, high: ends of the interval; -inf and inf when `n` rows can't bound it (one row of a value that
+            isn't 0 or 1).
+        n: rows that it was measured on.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def is_bounded(self) -> bool:
+        """False when there were too few rows for an interval."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def excludes(self, point: float) -> bool:
+        """True when `point` lies outside the interval."""
+        return point < self.low or point > self.high
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """`{"value", "low", "high", "n"}`, with null for an end that isn't finite (JSON has no infinity)."""
+        return {
+            "value": self.value,
+            "low": self.low if math.isfinite(self.low) else None,
+            "high": self.high if math.isfinite(self.high) else None,
+            "n": self.n,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Interval:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError on anything else."""
+        low, high = raw["low"], raw["high"]
+        return cls(
+            value=float(raw["value"]),
+            low=-math.inf if low is None else float(low),
+            high=math.inf if high is None else float(high),
+            n=int(raw["n"]),
+        )
+
+
+def mean_interval(values: Sequence[float] | npt.NDArray[Any]) -> Interval:
+    """Mean of independent rows with its 95 % interval.
+
+    Args:
+        values: one number per row. When every one is 0 or 1 they are taken as a share.
+
+    Returns:
+        Wilson's score interval for a share, Student's t interval otherwise. Equal values that aren't 0 or 1
+        give a width of zero: the rows carry no information about spread. A single one has no bounds.
+
+    Raises:
+        ValueError: no rows, or a value that isn't finite.
+
+    References:
+        Wilson (1927), "Probable inference, the law of succession, and statistical inference", eq. 3.
+    """
+    rows = _rows(values, "values")
+    return _wilson(rows) if _is_share(rows) else _student(rows)
+
+
+def paired_difference(
+    before: Sequence[float] | npt.NDArray[Any], after: Sequence[float] | npt.NDArray[Any]
+) -> Interval:
+    """Mean of `after - before` over the same rows, with its 95 % interval.
+
+    Pairing removes the rows' own difficulty, so the interval is narrower than the two separate ones suggest.
+
+    Args:
+        before: one number per row.
+        after: one number per row, the same rows in the same order.
+
+    Returns:
+        With values of 0 and 1 only, Bonett and Price's interval: with b rows that rose and c that fell,
+        p = (b+1)/(n+2), q = (c+1)/(n+2), (p - q) ± z·sqrt((p + q - (p - q)²) / (n + 2)), cut to [-1, 1];
+        the value is the plain (b - c)/n. Otherwise Student's t on the differences.
+
+    Raises:
+        ValueError: no rows, different lengths, or a value that isn't finite.
+
+    References:
+        Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of binomial proportions
+        based on paired data".
+    """
+    first, second = _rows(before, "before"), _rows(after, "after")
+    if len(first) != len(second):
+        raise ValueError(f"a paired difference needs the same rows: before has {len(first)}, after has {len(second)}")
+    if not (_is_share(first) and _is_share(second)):
+        return _student(second - first)
+    n = len(first)
+    rose, fell = int(np.sum(second > first)), int(np.sum(second < first))
+    p, q = (rose + 1) / (n + 2), (fell + 1) / (n + 2)
+    half = Z95 * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    return Interval((rose - fell) / n, max(-1.0, p - q - half), min(1.0, p - q + half), n)
+
+
+def _rows(values: Sequence[float] | npt.NDArray[Any], name: str) -> npt.NDArray[np.float64]:
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim != 1 or rows.size == 0:
+        raise ValueError(f"`{name}` must be a non-empty list of numbers, one per row; got shape {rows.shape}")
+    if not np.isfinite(rows).all():
+        raise ValueError(f"`{name}` must be finite; row {int(np.argmin(np.isfinite(rows)))} is not")
+    return rows
+
+
+def _is_share(rows: npt.NDArray[np.float64]) -> bool:
+    return bool(np.isin(rows, (0.0, 1.0)).all())
+
+
+def _wilson(rows: npt.NDArray[np.float64]) -> Interval:
+    n = len(rows)
+    share = float(rows.mean())
+    z2 = Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    # At 0 and 1 the bound is the share itself; rounding would leave 1e-17 on the wrong side of it.
+    low = 0.0 if share == 0.0 else max(0.0, centre - half)
+    high = 1.0 if share == 1.0 else min(1.0, centre + half)
+    return Interval(share, low, high, n)
+
+
+def _student(rows: npt.NDArray[np.float64]) -> Interval:
+    n = len(rows)
+    mean = float(rows.mean())
+    if n == 1:
+        return Interval(mean, -math.inf, math.inf, 1)
+    half = t_quantile(n - 1) * float(rows.std(ddof=1)) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def t_quantile(df: int) -> float:
+    """The 0.975 quantile of Student's t with `df` degrees of freedom (12.706 for 1, 1.960 in the limit).
+
+    Raises:
+        ValueError: df under 1.
+
+    References:
+        Abramowitz and Stegun (1964), 26.7.3 and 26.7.4 (finite series, df ≤ 30), 26.7.5 (expansion above; its
+        error there is under 3e-6).
+    """
+    if df < 1:
+        raise ValueError(f"Student's t needs at least 1 degree of freedom, got {df}")
+    if df > 30:
+        z = Z95
+        return (
+            z
+            + (z**3 + z) / (4 * df)
+            + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+            + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
+        )
+    low, high = 1.9, 13.0
+    for _ in range(60):  # 11 / 2^60 is below the spacing of doubles here
+        middle = (low + high) / 2
+        low, high = (middle, high) if _central_mass(middle, df) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def _central_mass(t: float, df: int) -> float:
+    """P(|T| < t) for integer df, as a finite sum over θ = atan(t / sqrt(df))."""
+    theta = math.atan(t / math.sqrt(df))
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = df % 2
+    if df == 1:
+        return 2 * theta / math.pi
+    term, total = (cosine, cosine) if odd else (1.0, 1.0)
+    for k in range(3 if odd else 2, df - 1, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total

@@ -1,0 +1,143 @@
+"""What a recipe must be beyond its types, checked for every stage before the first one starts. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from preftune.config import Pipeline, Recipe
+from preftune.errors import UsageError
+from preftune.recipes.problems import Problems, Stage
+from preftune.recipes.schema import Path, keys_of, nearest
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME_RULE = "a name becomes a folder: letters, digits, `-`, `_` and `.` only, starting with a letter or digit"
+STAGE_REF = "stage:"
+
+
+def check_stage_names(stages: list[Stage], problems: Problems) -> None:
+    """Stage names are folders and the first part of flags, so they must be unique and no section's name."""
+    first: dict[str, int] = {}
+    for stage in stages:
+        path: Path = ("stages", stage.index if stage.index is not None else 0, "name")
+        if stage.name in first:
+            problems.add(f"two stages are named {stage.name!r}; give each its own name", path)
+        elif stage.name in {*keys_of(Recipe), "stages"}:
+            problems.add(f"{stage.name!r} is a section's name, so --{stage.name}.… would be ambiguous", path)
+        elif "." in stage.name or stage.name.isdigit():
+            problems.add(
+                f"{stage.name!r} can't stand in a flag (--NAME.train.steps): no dots, not a number alone", path
+            )
+        elif not _NAME.fullmatch(stage.name):
+            problems.add(f"got {stage.name!r}; {_NAME_RULE}", path)
+        first.setdefault(stage.name, len(first))
+
+
+def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterator[tuple[int, Path, str]]:
+    """Yields (stage index, path, message) for everything wrong. `has_functions`: rewards come as functions too."""
+    if not _NAME.fullmatch(pipeline.name):
+        yield 0, ("name",), f"got {pipeline.name!r}; {_NAME_RULE}"
+    for index, recipe in enumerate(pipeline.stages):
+        earlier = [stage.name for stage in pipeline.stages[:index]]
+        for path, message in (
+            *_method(recipe),
+            *_length(recipe),
+            *_rewards(recipe, has_functions),
+            *_policy(recipe),
+            *_measuring(recipe),
+            *_references(recipe, earlier),
+            *_adapter(recipe, {stage.name: stage for stage in pipeline.stages[:index]}),
+        ):
+            yield index, path, message
+
+
+def _method(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    from preftune.methods import METHODS
+
+    if recipe.method not in METHODS:
+        close = nearest(recipe.method, METHODS)
+        hint = f"did you mean {close}?" if close else f"methods: {', '.join(METHODS)}"
+        yield ("method",), f"no method is named {recipe.method!r}; {hint}"
+
+
+def _length(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    if recipe.train.steps is None and recipe.train.epochs is None:
+        yield ("train",), "how long to train is missing; give train.steps or train.epochs"
+
+
+def _rewards(recipe: Recipe, has_functions: bool) -> Iterator[tuple[Path, str]]:
+    from preftune.methods import METHODS
+    from preftune.rewards import BUILTINS
+    from preftune.rewards.builtins import make_builtin
+
+    method = METHODS.get(recipe.method)
+    if method is not None and method.scored and not recipe.rewards and not has_functions:
+        yield (
+            ("rewards",),
+            f"method {recipe.method} needs at least one reward: a built-in ({', '.join(BUILTINS)}), "
+            "module:function or file.py:function",
+        )
+    for index, reward in enumerate(recipe.rewards):
+        if reward.name in BUILTINS:
+            try:
+                make_builtin(reward.name, reward.args)
+            except UsageError as error:
+                yield ("rewards", index, "args"), str(error)
+        elif ":" not in reward.name:
+            close = nearest(reward.name, BUILTINS)
+            hint = f"did you mean {close}?" if close else f"built-ins: {', '.join(BUILTINS)}"
+            yield (
+                ("rewards", index, "name"),
+                f"no built-in reward is named {reward.name!r}; {hint} (your own: module:function or file.py:function)",
+            )
+
+
+def _policy(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    from preftune.methods import objective
+
+    try:
+        objective(recipe.policy)
+    except UsageError as error:
+        yield ("policy",), str(error)
+
+
+def _measuring(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """Settings of `eval` that nothing would read."""
+    rows = recipe.eval
+    if rows.data and rows.holdout:
+        yield ("eval", "holdout"), "give either eval.data or eval.holdout, not both"
+    if not rows.data and not rows.holdout:
+        for key in ("every", "best", "patience"):
+            if getattr(rows, key) is not None:
+                yield ("eval", key), f"eval.{key} needs validation rows; give eval.data or eval.holdout"
+    elif rows.patience is not None and rows.every is None:
+        yield ("eval", "patience"), "eval.patience counts measurements, and eval.every is not given"
+
+
+def _references(recipe: Recipe, earlier: list[str]) -> Iterator[tuple[Path, str]]:
+    for index, source in enumerate(recipe.data):
+        if source.path.startswith(STAGE_REF):
+            yield ("data", index, "path"), f"{source.path} stands for a stage's model, so only model.path takes it"
+    value = recipe.model.path
+    name = value.removeprefix(STAGE_REF)
+    if value.startswith(STAGE_REF) and name not in earlier:
+        close = nearest(name, earlier)
+        known = f"earlier stages: {', '.join(earlier)}" if earlier else "there is no earlier stage"
+        yield ("model", "path"), f"{value} names no earlier stage; {f'did you mean stage:{close}?' if close else known}"
+
+
+def _adapter(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Path, str]]:
+    """on_adapter, where the model is an earlier stage's result, so known before that stage has run."""
+    before = earlier.get(recipe.model.path.removeprefix(STAGE_REF))
+    if before is None or not recipe.model.path.startswith(STAGE_REF):
+        return
+    is_adapter = before.model.lora is not None or before.model.on_adapter == "continue"
+    choice = recipe.model.on_adapter
+    if is_adapter and choice is None:
+        yield (
+            ("model", "on_adapter"),
+            f"stage {before.name} ends in an adapter, so say what to do with it: continue (train it further; the "
+            "reference is the bare base) or merge (fold it into the base first; the reference is the merged model)",
+        )
+    elif not is_adapter and choice is not None:
+        yield ("model", "on_adapter"), f"stage {before.name} ends in a whole model, not an adapter; remove on_adapter"

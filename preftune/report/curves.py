@@ -1,0 +1,346 @@
+"""Curves as plain data for the page's script (templates/report.js draws them with Plotly).
+
+A chart is `{"id", "title", "note", "kind": "lines" | "stack" | "points", "percent", "log", "series", "marks"}`; a
+series is `{"name", "x", "y", "low"?, "high"?, "style": "raw" | "bold" | "line", "color": index}`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.intervals import Interval
+from preftune.report.read import Run
+from preftune.report.words import is_share, title
+
+Points = Sequence[tuple[int, float]]
+MAX_POINTS = 800
+"""Points drawn per curve. A longer one keeps the lowest and highest of each stretch, so that spikes stay visible."""
+
+STAGES = ("sample", "reward", "reference", "update", "eval")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A chart and the train metrics it draws. One name alone gets a thin raw and a bold smoothed curve."""
+
+    title: str
+    names: tuple[str, ...]
+    note: str
+    percent: bool = False
+    log: bool = False
+
+
+PLANS = (
+    Plan("Mean reward", ("reward/mean",), "Weighted sum of the rewards, mean over the step's completions."),
+    Plan(
+        "Reward spread",
+        ("reward/std",),
+        "Standard deviation inside a group, mean over groups. At 0 nothing is learned.",
+    ),
+    Plan(
+        "Groups without signal",
+        ("reward/dead_groups",),
+        "Share of groups in which all completions got the same score.",
+        percent=True,
+    ),
+    Plan("Loss", ("loss",), "The objective that the step minimised. For policy gradients its level means little."),
+    Plan("Loss per token (NLL)", ("nll",), "Mean negative log-likelihood of the trained tokens, in nats."),
+    Plan(
+        "Completion length",
+        ("length/mean", "length/max"),
+        "Tokens that the policy wrote: mean and longest of the step.",
+    ),
+    Plan(
+        "How completions end",
+        ("length/truncated", "length/eos"),
+        "Share cut at the token limit, and share that ended by itself.",
+        percent=True,
+    ),
+    Plan("Entropy", ("entropy",), "Mean entropy of the next-token distribution at completion tokens, in nats."),
+    Plan(
+        "KL to the reference", ("kl",), "k3 estimate per token, in nats: how far the policy has moved from its start."
+    ),
+    Plan(
+        "Clipped tokens",
+        ("clip/low", "clip/high"),
+        "Share of tokens whose ratio hit the lower or upper clip.",
+        percent=True,
+    ),
+    Plan("Largest ratio", ("ratio/max",), "Largest importance ratio of the step; 1 with one update per batch."),
+    Plan("Gradient norm", ("grad_norm",), "Before clipping.", log=True),
+    Plan("Learning rate", ("learning_rate",), "As the schedule set it."),
+    Plan(
+        "Sampler against trainer",
+        ("sampler/max_diff", "sampler/kl"),
+        "Difference between the log-probs kept while sampling and those of the trainer, in nats.",
+        log=True,
+    ),
+    Plan(
+        "Diversity",
+        ("diversity/distinct_2", "diversity/repetition"),
+        "Share of distinct bigrams across completions, and share of repeated n-grams inside one.",
+        percent=True,
+    ),
+    Plan(
+        "Longest shared text",
+        ("diversity/shared_substring",),
+        "Characters that completions of different prompts have in common.",
+    ),
+    Plan("Chosen and rejected", ("logprobs/chosen", "logprobs/rejected"), "Mean log-prob of each side of the pairs."),
+    Plan(
+        "Tokens per step", ("tokens/trained", "tokens/packed"), "Tokens with loss, and all tokens of the forward pass."
+    ),
+    Plan(
+        "Saved by the shared prompt",
+        ("tokens/saved",),
+        "Share of tokens that need no computing, as a group's prompt is packed once.",
+        percent=True,
+    ),
+)
+PLANNED = {name for plan in PLANS for name in plan.names}
+
+
+def constant_metrics(run: Run) -> dict[str, float]:
+    """Train metrics that never moved over two steps or more: a sentence says so better than a flat line."""
+    values = {name: {value for _, value in points} for name, points in run.train.items() if len(points) > 1}
+    return {name: next(iter(seen)) for name, seen in values.items() if len(seen) == 1}
+
+
+def charts(run: Run) -> list[dict[str, Any]]:
+    """All charts of one run: validation first, then reward and its parts, the rest, and time."""
+    out = _eval_charts(run)
+    constant = constant_metrics(run)
+    moving = [name for name in run.train if name not in constant]
+    parts = [name for name in moving if name.startswith("reward/") and name not in PLANNED and name != "reward/skipped"]
+    for plan in PLANS:
+        names = [name for name in plan.names if name in moving]
+        if names:
+            out.append(_train_chart(run, plan.title, names, plan.note, plan.percent, plan.log))
+        if plan.names == ("reward/mean",) and parts:
+            out.append(_train_chart(run, "Reward, part by part", parts, "Each reward's own mean, before its weight."))
+    for name in moving:
+        if name not in PLANNED and name not in parts:
+            out.append(_train_chart(run, title(name), [name], f"Logged as {name}."))
+    time = _time_chart(run)
+    if time:
+        out.append(time)
+    for index, chart in enumerate(out):
+        chart["id"] = f"chart-{index}"
+    return out
+
+
+def joined_charts(stages: list[tuple[str, Run]]) -> list[dict[str, Any]]:
+    """Charts of a pipeline: each stage's curve behind the one before it, with a border where a stage begins."""
+    offsets, total = [], 0
+    for _, run in stages:
+        offsets.append(total)
+        total += run.last_step
+    marks = [{"x": offset, "label": name} for offset, (name, _) in zip(offsets, stages, strict=True)]
+    out: list[dict[str, Any]] = []
+    metrics = dict.fromkeys(m for _, run in stages for by in run.evals.values() for m in _measured(by))
+    for metric in metrics:
+        series: list[dict[str, Any]] = []
+        shares: list[bool] = []
+        for offset, (name, run) in zip(offsets, stages, strict=True):
+            split = _curve_split(run)
+            points = [(s + offset, m[metric]) for s, m in sorted(run.evals.get(split, {}).items()) if metric in m]
+            if points:
+                series.append(_interval_series(f"{name} ({split})", points, len(series)))
+                shares.append(is_share(run, metric, [interval for _, interval in points]))
+        if series:
+            note = "Measured on rows outside training, with 95 % intervals; one colour per stage."
+            out.append(_chart(title(metric), note, "points", series, percent=all(shares), marks=marks))
+    for plan in PLANS:
+        series = []
+        exact = plan.names == ("learning_rate",)
+        for position, (offset, (name, run)) in enumerate(zip(offsets, stages, strict=True)):
+            for index, metric in enumerate(plan.names):
+                if not run.train.get(metric):
+                    continue
+                shifted = [(step + offset, value) for step, value in run.train[metric]]
+                drawn = downsample(shifted if exact else _smooth(shifted))
+                # One metric: a colour per stage. Several: a colour per metric, named once.
+                alone = len(plan.names) == 1
+                series.append(_series(name if alone else title(metric), drawn, "line", position if alone else index))
+                series[-1]["unnamed"] = not alone and any(s["color"] == index for s in series[:-1])
+        if series:
+            lines = [run.train.get(metric, []) for _, run in stages for metric in plan.names]
+            note = plan.note + _how_drawn(lines, smooth=not exact).replace("Bold: mean", "Each point: mean")
+            out.append(_chart(plan.title, note, "lines", series, percent=plan.percent, log=plan.log, marks=marks))
+    for index, chart in enumerate(out):
+        chart["id"] = f"chart-{index}"
+    return out
+
+
+def downsample(points: Points, limit: int = MAX_POINTS) -> list[tuple[int, float]]:
+    """At most `limit` points: the lowest and the highest of each stretch, in step order; gaps (NaN) stay gaps."""
+    if len(points) <= limit:
+        return list(points)
+    out: list[tuple[int, float]] = []
+    buckets = max(1, limit // 2)
+    for index in range(buckets):
+        part = points[index * len(points) // buckets : (index + 1) * len(points) // buckets]
+        known = [point for point in part if math.isfinite(point[1])]
+        if not known:
+            out.append(part[0])
+            continue
+        ends = {min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])}
+        out.extend(sorted(ends))
+    return out
+
+
+def _smooth(points: Points) -> list[tuple[int, float]]:
+    """Centred moving mean over a twentieth of the run, gaps left out of it."""
+    half = _window(len(points)) // 2
+    if half == 0:
+        return list(points)
+    sums, counts = [0.0], [0]
+    for _, value in points:
+        finite = math.isfinite(value)
+        sums.append(sums[-1] + (value if finite else 0.0))
+        counts.append(counts[-1] + finite)
+    out = []
+    for index, (step, _) in enumerate(points):
+        low, high = max(0, index - half), min(len(points), index + half + 1)
+        count = counts[high] - counts[low]
+        out.append((step, (sums[high] - sums[low]) / count if count else math.nan))
+    return out
+
+
+def _window(count: int) -> int:
+    return 2 * (count // 40) + 1
+
+
+def _train_chart(
+    run: Run, heading: str, names: list[str], note: str, percent: bool = False, log: bool = False
+) -> dict[str, Any]:
+    lines = {name: run.train[name] for name in names}
+    window = _window(max(len(points) for points in lines.values()))
+    exact = "learning_rate" in names
+    series: list[dict[str, Any]] = []
+    for color, (name, points) in enumerate(lines.items()):
+        if window > 1 and not exact:
+            series.append(_series(title(name), downsample(points), "raw", color))
+            series.append(_series(title(name), downsample(_smooth(points)), "bold", color))
+        else:
+            series.append(_series(title(name), downsample(points), "line", color))
+    note += _how_drawn(lines.values(), smooth=window > 1 and not exact)
+    missing = sum(1 for points in lines.values() for _, value in points if not math.isfinite(value))
+    if missing:
+        note += f" {missing} values are not finite and show as gaps."
+    if log and all(value <= 0 for points in lines.values() for _, value in points if math.isfinite(value)):
+        log = False
+    return _chart(heading, note, "lines", series, percent=percent, log=log, best=run.best_step)
+
+
+def _how_drawn(lines: Iterable[Points], smooth: bool) -> str:
+    longest = max((len(points) for points in lines), default=0)
+    text = f" Bold: mean of {_window(longest)} steps." if smooth and _window(longest) > 1 else ""
+    if longest > MAX_POINTS:
+        text += f" {longest:,} steps are drawn as the lowest and highest of every {longest * 2 // MAX_POINTS}."
+    return text
+
+
+def _measured(by_step: dict[int, dict[str, Interval]]) -> dict[str, None]:
+    return dict.fromkeys(name for metrics in by_step.values() for name in metrics)
+
+
+def _curve_split(run: Run) -> str:
+    """The split measured most often: validation when there is one."""
+    return max(run.evals, key=lambda split: (len(run.evals[split]), split == "validation"), default="validation")
+
+
+def _eval_charts(run: Run) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    split = _curve_split(run)
+    by_step = run.evals.get(split, {})
+    best_metric = (run.summary or {}).get("best_metric")
+    for metric in sorted(_measured(by_step), key=lambda name: name != best_metric):
+        points = [(step, metrics[metric]) for step, metrics in sorted(by_step.items()) if metric in metrics]
+        share = is_share(run, metric, [interval for _, interval in points])
+        rows = points[-1][1].n
+        note = f"On {rows:,} {split} rows, with 95 % intervals."
+        if metric == best_metric:
+            note += " This metric picks the best checkpoint."
+        series = [_interval_series(title(metric), points, 0)]
+        out.append(
+            _chart(
+                f"{title(metric)} ({split})", note, "points", series, percent=share, best=run.best_step, wide=not out
+            )
+        )
+    return out
+
+
+def _time_chart(run: Run) -> dict[str, Any] | None:
+    """Seconds per step, stacked by stage; what no stage claims is "other"."""
+    known = [name for name in (*STAGES, *run.times) if run.times.get(name) and name != "step"]
+    names = list(dict.fromkeys(known))
+    if not names and not run.times.get("step"):
+        return None
+    lines = {name: dict(run.times[name]) for name in names}
+    total = dict(run.times.get("step", ()))
+    steps = sorted({*total, *(step for line in lines.values() for step in line)})
+    if total:
+        lines["other"] = {
+            s: max(0.0, total.get(s, 0.0) - sum(line.get(s, 0.0) for line in lines.values())) for s in steps
+        }
+    buckets = min(len(steps), MAX_POINTS // 2)
+    parts = [steps[i * len(steps) // buckets : (i + 1) * len(steps) // buckets] for i in range(buckets)]
+    series = []
+    for color, (name, line) in enumerate(lines.items()):
+        mean = [(part[0], sum(line.get(step, 0.0) for step in part) / len(part)) for part in parts]
+        series.append(_series(name, mean, "line", color))
+    note = "Seconds per optimizer step, stacked."
+    if buckets < len(steps):
+        note += f" Each point is the mean of {len(steps) // buckets} steps."
+    return _chart("Time per stage", note, "stack", series, wide=True)
+
+
+def _interval_series(name: str, points: list[tuple[int, Interval]], color: int) -> dict[str, Any]:
+    series = _series(name, [(step, interval.value) for step, interval in points], "line", color)
+    series["low"] = [_rounded(i.low if i.is_bounded else i.value) for _, i in points]
+    series["high"] = [_rounded(i.high if i.is_bounded else i.value) for _, i in points]
+    return series
+
+
+def _series(name: str, points: Points, style: str, color: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "x": [step for step, _ in points],
+        "y": [_rounded(value) for _, value in points],
+        "style": style,
+        "color": color,
+    }
+
+
+def _rounded(value: float) -> float | None:
+    """Six digits are more than a screen shows; JSON has no NaN, so a gap is null."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _chart(
+    heading: str,
+    note: str,
+    kind: str,
+    series: list[dict[str, Any]],
+    *,
+    percent: bool = False,
+    log: bool = False,
+    best: int | None = None,
+    marks: list[dict[str, Any]] | None = None,
+    wide: bool = False,
+) -> dict[str, Any]:
+    return {
+        "title": heading,
+        "note": note,
+        "kind": kind,
+        "percent": percent,
+        "log": log,
+        "best": best,
+        "marks": marks or [],
+        "wide": wide,
+        "series": series,
+    }

@@ -1,0 +1,92 @@
+"use strict";
+// Draws the charts whose data lies in #charts. Plotly itself is in #plotly, compressed, and runs only from there.
+(async () => {
+  const data = JSON.parse(document.getElementById("charts").textContent);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const fail = (text) => document.querySelectorAll(".plot").forEach((node) => { node.textContent = text; });
+
+  try {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent.trim()), (c) => c.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  } catch (error) {
+    fail("This browser is too old to draw the charts (it has no DecompressionStream). The numbers are in metrics.jsonl.");
+    return;
+  }
+
+  // Plotly reads a few HTML tags in labels; names come from recipes, so they are shown as they are.
+  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const faded = (color, alpha) => {
+    const [r, g, b] = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
+    return `rgba(${r},${g},${b},${alpha})`;
+  };
+
+  function traces(chart, palette) {
+    const format = chart.percent ? ".1%" : ".4~g";
+    const hover = `step %{x}: %{y:${format}}`;
+    const out = [];
+    const shown = chart.series.filter((s) => s.style !== "raw");
+    for (const s of chart.series) {
+      const color = palette[s.color % palette.length];
+      const trace = {
+        x: s.x, y: s.y, name: plain(s.name), type: "scatter", mode: "lines", connectgaps: false,
+        line: { color, width: 2 }, hovertemplate: hover, showlegend: shown.length > 1 && !s.unnamed,
+      };
+      if (s.style === "raw") Object.assign(trace, { line: { color: faded(color, 0.28), width: 1 }, hoverinfo: "skip", hovertemplate: null, showlegend: false });
+      if (s.style === "bold") trace.line.width = 2.5;
+      if (s.x.length === 1) Object.assign(trace, { mode: "markers", marker: { color, size: 8 } });
+      if (chart.kind === "stack") Object.assign(trace, { stackgroup: "one", line: { color, width: 0.5 }, fillcolor: faded(color, 0.75), hovertemplate: "%{y:.3~g} s" });
+      if (chart.kind === "points") {
+        const band = { x: s.x, type: "scatter", mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
+        out.push({ ...band, y: s.low }, { ...band, y: s.high, fill: "tonexty", fillcolor: faded(color, 0.16) });
+        Object.assign(trace, {
+          mode: "lines+markers", marker: { color, size: 7 },
+          customdata: s.low.map((low, i) => [low, s.high[i]]),
+          hovertemplate: `${hover} (%{customdata[0]:${format}} to %{customdata[1]:${format}})`,
+        });
+      }
+      out.push(trace);
+    }
+    return out;
+  }
+
+  function layout(chart, css) {
+    const ink = css.getPropertyValue("--muted").trim();
+    const grid = css.getPropertyValue("--line").trim();
+    const shapes = [], annotations = [];
+    const mark = (x, label, dash, anchor) => {
+      shapes.push({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: ink, width: 1, dash } });
+      annotations.push({ x, y: 1, yref: "paper", yanchor: "bottom", xanchor: anchor, text: plain(label), showarrow: false, font: { size: 11, color: ink } });
+    };
+    if (chart.best !== null) mark(chart.best, `best: step ${chart.best}`, "dot", "center");
+    for (const m of chart.marks) mark(m.x, m.label, "dash", "left");
+    return {
+      autosize: true, height: chart.wide ? 300 : 230,
+      margin: { l: 52, r: 14, t: annotations.length ? 22 : 8, b: 26 },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
+      xaxis: { gridcolor: grid, zeroline: false, linecolor: grid },
+      yaxis: {
+        gridcolor: grid, zeroline: false, type: chart.log ? "log" : "linear", rangemode: chart.kind === "stack" ? "tozero" : "normal",
+        tickformat: chart.percent ? ".2~%" : undefined, exponentformat: "power", nticks: 6,
+        ticksuffix: chart.kind === "stack" ? " s" : "",
+      },
+      hovermode: "x unified", hoverlabel: { bgcolor: css.getPropertyValue("--card").trim(), bordercolor: grid },
+      legend: { orientation: "h", y: chart.wide ? -0.1 : -0.15, x: 0, yanchor: "top", traceorder: "normal", font: { size: 11 } },
+      shapes, annotations,
+    };
+  }
+
+  function draw() {
+    const css = getComputedStyle(document.documentElement);
+    const palette = [1, 2, 3, 4, 5, 6, 7, 8].map((n) => css.getPropertyValue(`--c${n}`).trim());
+    for (const chart of data) {
+      const config = { responsive: true, displayModeBar: false };
+      Plotly.react(document.getElementById(chart.id), traces(chart, palette), layout(chart, css), config);
+    }
+  }
+  draw();
+  dark.addEventListener("change", draw);
+})();

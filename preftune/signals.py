@@ -1,0 +1,105 @@
+"""Signals: from the scores of groups to advantages. Imports torch alone.
+
+Shapes: the legend in `preftune.records`; S completions, each with the index of its group.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Advantage: TypeAlias = Literal["group-std", "group-mean", "batch-std", "leave-one-out"]
+
+# Keeps a nearly constant group from blowing its noise up; the field's value for GRPO.
+STD_EPSILON = 1e-4
+
+
+def group_advantages(scores_S: Tensor, group_S: Tensor, kind: Advantage) -> Tensor:
+    """Advantage of each completion over the others of its group.
+
+    With mean_g and std_g of the group's n scores (std Bessel-corrected: divided by n − 1) and std of all scores:
+
+        group-std       (r − mean_g) / (std_g + 1e-4)      GRPO
+        group-mean      r − mean_g                         Dr. GRPO
+        batch-std       (r − mean_g) / (std + 1e-4)        TRL's scale_rewards="batch"
+        leave-one-out   r − mean of the others' scores     RLOO
+
+    Groups may differ in size and lie in any order. A group of one, and a group whose scores are all equal,
+    has nothing to compare: its advantages are exactly 0, whatever rounding does to its mean.
+
+    Args:
+        scores_S: score of each completion of the **whole** batch, finite.
+        group_S: long; each completion's group, in 0 … number of groups - 1.
+        kind: one of the four.
+
+    Returns:
+        (S,) advantages in fp32, or fp64 when the scores are; no gradient.
+
+    Raises:
+        ValueError: a score is not finite, shapes differ, or the kind is unknown.
+
+    References:
+        Shao et al. 2024 (GRPO, sec. 4.1.2); Liu et al. 2025 (Dr. GRPO); Ahmadian et al. 2024 (RLOO, eq. 9).
+    """
+    if kind not in ("group-std", "group-mean", "batch-std", "leave-one-out"):
+        raise ValueError(f"unknown advantage {kind!r}; choose group-std, group-mean, batch-std or leave-one-out")
+    scores_S = _checked(scores_S, group_S)
+    if scores_S.numel() == 0:
+        return scores_S
+    size_S = torch.bincount(group_S)[group_S].to(scores_S.dtype)
+    centered_S = scores_S - _group_sums(scores_S, group_S)[group_S] / size_S
+
+    if kind == "leave-one-out":
+        # r − (Σr − r)/(n − 1) = (r − mean)·n/(n − 1), which loses no digits when scores are large.
+        advantages_S = centered_S * size_S / (size_S - 1.0).clamp(min=1.0)
+    elif kind == "group-std":
+        variance_S = _group_sums(centered_S.square(), group_S)[group_S] / (size_S - 1.0).clamp(min=1.0)
+        advantages_S = centered_S / (variance_S.sqrt() + STD_EPSILON)
+    elif kind == "batch-std":
+        std = scores_S.std(correction=1) if scores_S.numel() > 1 else scores_S.new_zeros(())
+        advantages_S = centered_S / (std + STD_EPSILON)
+    else:
+        advantages_S = centered_S
+    # The mean of equal numbers is not always that number: three times 0.1 is not 0.3. Dividing the leftover by
+    # a std near 0 would make a gradient out of rounding.
+    spread_S = group_spread(scores_S, group_S)[group_S]
+    return torch.where(spread_S > 0.0, advantages_S, torch.zeros_like(advantages_S))
+
+
+def group_spread(scores_S: Tensor, group_S: Tensor) -> Tensor:
+    """Largest minus smallest score of each group, (number of groups,). 0: the group teaches nothing ("dead").
+
+    Raises:
+        ValueError: a score is not finite, shapes differ, or a group index between 0 and the largest has no score.
+    """
+    scores_S = _checked(scores_S, group_S)
+    if scores_S.numel() == 0:
+        return scores_S
+    sizes = torch.bincount(group_S)
+    if bool((sizes == 0).any()):
+        missing = int((sizes == 0).nonzero()[0])
+        raise ValueError(f"group {missing} has no scores; number the groups 0, 1, 2 … without gaps")
+    empty = scores_S.new_zeros(sizes.numel())
+    highest = empty.scatter_reduce(0, group_S, scores_S, "amax", include_self=False)
+    lowest = empty.scatter_reduce(0, group_S, scores_S, "amin", include_self=False)
+    return highest - lowest
+
+
+def _checked(scores_S: Tensor, group_S: Tensor) -> Tensor:
+    if scores_S.dim() != 1 or scores_S.shape != group_S.shape:
+        raise ValueError(
+            f"scores of shape {tuple(scores_S.shape)} and groups of shape {tuple(group_S.shape)}: "
+            "both must be flat and of one length"
+        )
+    scores_S = scores_S.detach()
+    scores_S = scores_S if scores_S.dtype == torch.float64 else scores_S.float()
+    if not bool(scores_S.isfinite().all()):
+        index = int((~scores_S.isfinite()).nonzero()[0])
+        raise ValueError(f"score {index} is {float(scores_S[index])}; leave completions without a score out")
+    return scores_S
+
+
+def _group_sums(values_S: Tensor, group_S: Tensor) -> Tensor:
+    return values_S.new_zeros(int(group_S.max()) + 1).index_add(0, group_S, values_S)

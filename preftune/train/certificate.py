@@ -1,0 +1,195 @@
+"""The certificate: each run measures its own numbers on its own data, in its first seconds, and records them.
+
+    shared prompt      log-probs of the shared-prompt forward against plain padded ones
+    sampler            log-probs kept by the sampler against the trainer's
+    accumulation       gradient of one large batch against the same groups one by one
+    adapter            log-probs with the adapter on against the merged weights, at the end
+
+In fp32 each has a fixed tolerance. In bf16 the yardstick is plain bf16 code: our error against fp32 may be at
+most 1.5 times its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from preftune.errors import CertificateError
+from preftune.records import Group
+from preftune.train.batch import Batch, backward, make_batch
+from preftune.train.folder import write_json
+
+if TYPE_CHECKING:
+    from preftune.train.session import Session
+
+LOGPROB_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 1e-5
+BF16_FACTOR = 1.5
+BF16_GRADIENT_TOLERANCE = 5e-2
+BF16_SAMPLER_TOLERANCE = 0.5
+MAX_TOKENS = 2048
+"""Tokens of the sample that is checked: a few seconds on any machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One measured number and its tolerance."""
+
+    name: str
+    value: float
+    tolerance: float
+    detail: str
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.tolerance
+
+
+def sample_of(groups: Sequence[Group]) -> list[Group]:
+    """A bounded part of a batch: whole groups of at most four completions, up to MAX_TOKENS, at least one group."""
+    out: list[Group] = []
+    tokens = 0
+    for group in groups:
+        small = replace(group, completions=tuple(c for c in group.completions if c.ids)[:4])
+        size = len(small.prompt.ids) + sum(len(c.ids) for c in small.completions)
+        if small.completions and (not out or tokens + size <= MAX_TOKENS):
+            out.append(small)
+            tokens += size
+    return out
+
+
+def certify_start(session: Session, groups: Sequence[Group]) -> list[Check]:
+    """The checks that can be made before the first update."""
+    some = sample_of(groups)
+    if not some:
+        return []
+    checks = [_shared(session, some)]
+    if any(c.logprobs is not None for g in some for c in g.completions):
+        checks += _sampler(session, some)
+    checks.append(_accumulation(session, some))
+    return checks
+
+
+def write_certificate(path: Path, checks: Sequence[Check], precision: str) -> None:
+    """Record the checks.
+
+    Raises:
+        CertificateError: one is over its tolerance; the file is written first.
+    """
+    record = [{**asdict(c), "passed": c.passed} for c in checks]
+    failed = [c for c in checks if not c.passed]
+    write_json(path, {"precision": precision, "passed": not failed, "checks": record})
+    if failed:
+        worst = failed[0]
+        raise CertificateError(
+            f"the run's own check '{worst.name}' gave {worst.value:.2e}, over its tolerance {worst.tolerance:.0e} "
+            f"({worst.detail}). Its numbers can't be trusted with this model; try model.attention: padded, and "
+            f"report it with {path}"
+        )
+
+
+def _flat(values: list[list[Tensor]]) -> Tensor:
+    return torch.cat([t for row in values for t in row])
+
+
+def _shared(session: Session, groups: Sequence[Group]) -> Check:
+    engine, temperature, budget = session.engine, session.temperature, session.recipe.train.max_tokens_per_batch
+    if engine.mode == "padded":
+        return Check("shared prompt vs plain", 0.0, LOGPROB_TOLERANCE, "not used: " + engine.reason)
+    ours = _flat(engine.score(groups, budget, temperature=temperature))
+    with engine.plain():
+        plain = _flat(engine.score(groups, budget, temperature=temperature))
+        if engine.bf16:
+            engine.bf16 = False
+            try:
+                exact = _flat(engine.score(groups, budget, temperature=temperature))
+            finally:
+                engine.bf16 = True
+    if engine.bf16:
+        mine, theirs = float((ours - exact).abs().mean()), float((plain - exact).abs().mean())
+        detail = f"mean error against fp32 {mine:.1e}, of plain bf16 code {theirs:.1e}, over {len(ours)} tokens"
+        return Check("shared prompt vs plain (bf16 error ratio)", mine / max(theirs, 1e-8), BF16_FACTOR, detail)
+    delta = float((ours - plain).abs().max())
+    tolerance = LOGPROB_TOLERANCE if session.fp32_weights else BF16_SAMPLER_TOLERANCE
+    return Check("shared prompt vs plain", delta, tolerance, f"max |Δ log-prob| over {len(ours)} tokens")
+
+
+def _sampler(session: Session, groups: Sequence[Group]) -> list[Check]:
+    trainer = session.engine.score(groups, session.recipe.train.max_tokens_per_batch, temperature=session.temperature)
+    deltas: list[Tensor] = []
+    for g, group in enumerate(groups):
+        for c, completion in enumerate(group.completions):
+            plain = completion.distribution is not None and completion.distribution.is_plain
+            if completion.logprobs is not None and plain:
+                kept = torch.tensor([p for p, m in zip(completion.logprobs, completion.mask, strict=True) if m])
+                deltas.append(kept - trainer[g][c])
+    if not deltas:
+        return []
+    delta = torch.cat(deltas)
+    exact = session.fp32_weights and not session.engine.bf16
+    tolerance = LOGPROB_TOLERANCE if exact else BF16_SAMPLER_TOLERANCE
+    detail = f"max |Δ log-prob| over {len(delta)} sampled tokens; KL(sampler‖trainer) ≈ {float(delta.mean()):.1e}"
+    return [Check("sampler vs trainer", float(delta.abs().max()), tolerance, detail)]
+
+
+def _accumulation(session: Session, groups: Sequence[Group]) -> Check:
+    batch = make_batch(groups, session.method, session.recipe, reference=session.reference_of(groups))
+    if batch.advantages_S is not None and not bool(batch.advantages_S.any()):
+        # A batch without any signal has no gradient to compare; any weights do for this check.
+        weights = torch.linspace(-1.0, 1.0, len(batch.advantages_S) or 1)
+        batch = replace(batch, advantages_S=weights)
+    budget = session.recipe.train.max_tokens_per_batch
+    one = _gradient(session, batch, budget)
+    smallest = max(len(g.prompt.ids) + max(len(c.ids) for c in g.completions) for g in groups)
+    many = _gradient(session, batch, smallest)
+    norm = one.norm().clamp_min(1e-30)
+    value = float((one - many).norm() / norm)
+    exact = session.fp32_weights and not session.engine.bf16
+    detail = (
+        f"relative L2 distance of the gradient in packs of {budget} and of {smallest} tokens; norm {float(norm):.2e}"
+    )
+    return Check("accumulation vs one batch", value, GRADIENT_TOLERANCE if exact else BF16_GRADIENT_TOLERANCE, detail)
+
+
+def _gradient(session: Session, batch: Batch, budget: int) -> Tensor:
+    session.optimizer.zero_grad(set_to_none=True)
+    backward(session.engine, batch, session.method, session.recipe, budget)
+    grads = [p.grad.detach().float().flatten().cpu() for _, p in session.parameters if p.grad is not None]
+    session.optimizer.zero_grad(set_to_none=True)
+    return torch.cat(grads) if grads else torch.zeros(1)
+
+
+def certify_adapter(session: Session, groups: Sequence[Group]) -> list[Check]:
+    """Adapter on against adapter folded into the weights, for the merged model that users will run."""
+    some = sample_of(groups)
+    if not session.policy.is_adapter or not some:
+        return []
+    budget = session.recipe.train.max_tokens_per_batch
+    split = _flat(session.engine.score(some, budget, temperature=session.temperature))
+    saved = {
+        n: p.detach().clone() for n, p in session.policy.model.named_parameters() if n.endswith("base_layer.weight")
+    }
+    session.policy.model.merge_adapter()
+    try:
+        merged = _flat(session.engine.score(some, budget, temperature=session.temperature))
+    finally:
+        session.policy.model.unmerge_adapter()
+        with torch.no_grad():  # adding and subtracting the update rounds; the base must come back exactly
+            for name, parameter in session.policy.model.named_parameters():
+                if name in saved:
+                    parameter.copy_(saved[name])
+    exact = session.fp32_weights and not session.engine.bf16
+    tolerance = LOGPROB_TOLERANCE if exact else BF16_SAMPLER_TOLERANCE
+    return [
+        Check(
+            "adapter vs merged",
+            float((split - merged).abs().max()),
+            tolerance,
+            f"max |Δ log-prob| over {len(split)} tokens",
+        )
+    ]

@@ -1,0 +1,93 @@
+"""Measuring a policy on rows that are never trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.intervals import Interval, mean_interval, paired_difference
+from preftune.records import Group
+from preftune.train.folder import write_json
+
+if TYPE_CHECKING:
+    from preftune.train.session import Session
+
+Rows = dict[str, list[float | None]]
+"""Metric → one value per row, in the order of the split; None where it does not apply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One measurement of one split."""
+
+    step: int
+    split: str
+    rows: Rows
+    samples: tuple[Group, ...] = ()
+
+    def intervals(self) -> dict[str, Interval]:
+        """Mean of each metric with its 95 % interval, over the rows where it applies."""
+        known = {name: [v for v in values if v is not None] for name, values in self.rows.items()}
+        return {name: mean_interval(values) for name, values in known.items() if values}
+
+    def save(self, folder: Path) -> None:
+        """Keep the rows: paired differences need them, also after a resume."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            folder / f"{self.split}-{self.step}.json", {"step": self.step, "split": self.split, "rows": self.rows}
+        )
+
+
+def load_measurement(folder: Path, split: str, step: int) -> Measurement | None:
+    """A measurement saved before, None when there is none."""
+    path = folder / f"{split}-{step}.json"
+    if not path.exists():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return Measurement(record["step"], record["split"], record["rows"])
+
+
+def measure(session: Session, split: str, groups: Sequence[Group], step: int) -> Measurement:
+    """Measure the policy as it is now: rewards of its own answers, and the loss on the rows' completions."""
+    rows: Rows = {}
+    samples: tuple[Group, ...] = ()
+    if session.samples_for_eval:
+        recipe = session.recipe
+        limit = recipe.eval.max_tokens or recipe.sampling.max_tokens
+        settings = recipe.sampling.model_copy(update={"max_tokens": limit})
+        session.progress.begin(f"measuring {split} at step {step}")
+        drawn = session.rollout(
+            [g.prompt for g in groups], 1, settings, seed=recipe.seed, policy_version=step,
+            temperature=recipe.eval.temperature, progress=session.progress.tick,
+        )  # fmt: skip
+        samples = session.rewards.score(drawn, step, session.steps).groups
+        completions = [g.completions[0] for g in samples]
+        rows["reward/mean"] = [c.score for c in completions]
+        for name in session.rewards.names:
+            rows[f"reward/{name}"] = [c.breakdown.get(name) for c in completions]
+        rows["length/mean"] = [float(c.length) for c in completions]
+        rows["length/truncated"] = [float(c.finish == "length") for c in completions]
+    if all(g.completions for g in groups):
+        scored = session.engine.score(groups, session.recipe.train.max_tokens_per_batch)
+        per_row = [(sum(float(t.sum()) for t in row), sum(t.numel() for t in row)) for row in scored]
+        rows["nll"] = [-total / tokens if tokens else None for total, tokens in per_row]
+    return Measurement(step, split, rows, samples)
+
+
+def difference(before: Measurement, after: Measurement) -> dict[str, Interval]:
+    """After − before of each metric, paired over the rows that both have."""
+    out: dict[str, Interval] = {}
+    for name, first in before.rows.items():
+        second = after.rows.get(name, [])
+        pairs = [(a, b) for a, b in zip(first, second, strict=False) if a is not None and b is not None]
+        if pairs:
+            out[name] = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
+    return out
+
+
+def to_json(intervals: Mapping[str, Interval]) -> dict[str, Any]:
+    """Intervals as JSON."""
+    return {name: interval.to_json() for name, interval in intervals.items()}

@@ -1,0 +1,82 @@
+"""Progress of long work: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+LINE_EVERY = 15.0
+"""Seconds between lines where there is no terminal."""
+
+
+class Progress:
+    """One bar at a time; `tick` moves it. Writes to standard error."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._rich: Any = None
+        self._task: Any = None
+        self._label = ""
+        self._start = self._said = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+            from rich.text import Text
+
+            class Rate(ProgressColumn):
+                def render(self, task: Any) -> Text:
+                    return Text(f"{task.speed:.2f}/s" if task.speed else "–/s", style="cyan")
+
+            self._rich = __import__("rich.progress").progress.Progress(
+                TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
+            )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        if self._rich is not None:
+            self._rich.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+
+    def begin(self, label: str) -> None:
+        """Start a new bar."""
+        self._label, self._start = label, time.monotonic()
+        self._said = 0.0
+        if self._rich is not None:
+            if self._task is not None:
+                self._rich.remove_task(self._task)
+            self._task = self._rich.add_task(f"{self.title} · {label}", total=None, note="")
+
+    def tick(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` are finished."""
+        if self._rich is not None and self._task is not None:
+            self._rich.update(self._task, completed=done, total=total, note=note)
+            return
+        now = time.monotonic()
+        if now - self._said < LINE_EVERY and done < total:
+            return
+        self._said = now
+        spent = now - self._start
+        rate = done / spent if spent > 0 else 0.0
+        left = (total - done) / rate if rate > 0 else 0.0
+        print(
+            f"{self.title} · {self._label}: {done}/{total}, {rate:.2f}/s, {left:.0f} s left {note}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._rich is not None:
+            from rich.markup import escape
+
+            self._rich.console.print(f"[dim]{escape(self.title)}[/dim] {escape(text)}", highlight=False)
+        else:
+            print(f"{self.title} {text}", file=sys.stderr, flush=True)

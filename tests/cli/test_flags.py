@@ -1,0 +1,224 @@
+"""Every recipe field is a flag, typed, with help; flags reach the resolved recipe; slips are named."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import yaml
+
+from preftune.cli import run
+from preftune.cli.main import main
+from preftune.cli.parser import flag_name, help_text
+from preftune.config import Pipeline, Recipe
+from preftune.recipes.schema import Leaf, is_dict, is_list, item_of, leaves, model_of, without_none
+
+LEAVES = list(leaves(Recipe))
+
+BASE = [
+    "--model.path=some/model", "--data.path=rows.jsonl", "--rewards.name=my.module:reward", "--train.steps=3",
+]  # fmt: skip
+FREE_VALUES = {
+    "method": "sft",
+    "data": "[{path: other.jsonl}, {path: more.jsonl, weight: 2}]",
+    "data.columns": "{answer: {from: solution}}",
+    "eval.data.columns": "{answer: {from: solution}}",
+    "eval.test.columns": "{answer: {from: solution}}",
+    "rewards": "[{name: exact}]",
+    "rewards.name": "exact",
+    "policy.preset": "dr-grpo",
+    "eval.data": "[{path: v.jsonl}]",
+    "eval.test": "[{path: t.jsonl}]",
+    "model.lora": "{r: 5}",
+    "log.sinks": "[wandb]",
+}
+"""Values for fields whose text is bound by more than their type."""
+
+
+def _companions(leaf: Leaf) -> list[str]:
+    """Flags without which the field would be refused: as unread, or for want of a neighbour."""
+    flags = [] if leaf.name == "method" else ["--method=grpo"]
+    flags += [flag for flag in BASE if not flag.startswith((f"--{leaf.name}=", f"--{leaf.name}."))]
+    if leaf.name in {"eval.every", "eval.best", "eval.patience"}:
+        flags += ["--eval.holdout=5", *(["--eval.every=2"] if leaf.name == "eval.patience" else [])]
+    if leaf.path[:2] in {("eval", "data"), ("eval", "test")} and len(leaf.path) > 2 and leaf.path[2] != "path":
+        flags.append(f"--eval.{leaf.path[1]}.path=v.jsonl")
+    if leaf.path[-2:-1] == ("*",) and leaf.path[-1] not in {"from", "template"}:
+        flags.append(f"--{'.'.join(leaf.path[:-2])}.NAME.from=a")
+    return flags
+
+
+@pytest.fixture
+def pipelines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Pipeline, dict[str, Any]]]:
+    """What the commands hand to training, in place of training."""
+    seen: list[tuple[Pipeline, dict[str, Any]]] = []
+
+    def record(pipeline: Pipeline, **kwargs: Any) -> None:
+        seen.append((pipeline, kwargs))
+
+    monkeypatch.setitem(sys.modules, "preftune.pipeline", SimpleNamespace(run_pipeline=record))
+    return seen
+
+
+def _other_than_default(leaf: Leaf) -> str:
+    """A valid value, as a flag's text, that is not the default."""
+    if leaf.name in FREE_VALUES:
+        return FREE_VALUES[leaf.name]
+    annotation, _ = without_none(leaf.info.annotation)
+    default = None if leaf.info.is_required() else leaf.info.get_default(call_default_factory=True, validated_data={})
+    if get_origin(annotation) is Literal:
+        return str(next(choice for choice in get_args(annotation) if choice != default))
+    if annotation is bool:
+        return str(not default).lower()
+    if annotation is int:
+        return str((default or 0) + 3)
+    if annotation is float:
+        return "0.5" if default != 0.5 else "0.25"
+    if is_list(annotation):
+        return "[[a, b]]" if get_origin(item_of(annotation)) is tuple else "[x, y]"
+    if is_dict(annotation):
+        return "{k: 1}"
+    return "something"
+
+
+def _found(recipe: Recipe, leaf: Leaf) -> Any:
+    here: Any = recipe
+    for part in leaf.path:
+        if isinstance(here, list):
+            here = here[0]
+        if isinstance(here, dict):
+            here = here["NAME"]
+            if part == "*":
+                continue
+        here = getattr(here, "source" if part == "from" else part)
+    return here
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.model_dump(by_alias=True, exclude_defaults=True) if hasattr(value, "model_dump") else value
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.name)
+def test_every_field_is_set_by_its_flag(leaf: Leaf, pipelines: list[tuple[Pipeline, dict[str, Any]]]) -> None:
+    text = _other_than_default(leaf)
+    assert run.execute([*_companions(leaf), f"--{flag_name(leaf)}", text]) == 0
+    recipe = pipelines[0][0].stages[0]
+    found = _plain(_found(recipe, leaf))
+    assert found == (text if isinstance(found, str) else yaml.safe_load(text))
+    if not leaf.info.is_required():
+        assert found != _plain(leaf.info.get_default(call_default_factory=True, validated_data={}))
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.name)
+def test_every_flag_has_help(leaf: Leaf) -> None:
+    assert leaf.info.description, f"{leaf.name} has no description"
+    text = help_text(leaf)
+    assert leaf.info.description in text
+    assert "required" in text or "default " in text
+
+
+def test_leaves_cover_the_models() -> None:
+    names = {leaf.name for leaf in LEAVES}
+    assert {"seed", "model.lora", "model.lora.r", "data.columns.*.from", "rewards.args", "eval.test"} <= names
+    assert "train" not in names
+    for section, info in Recipe.model_fields.items():
+        inner = model_of(info.annotation)
+        for field in inner.model_fields if inner else ():
+            assert f"{section}.{field}" in names
+
+
+def test_bare_switches_do_not_swallow_the_recipe(
+    tmp_path: Path, pipelines: list[tuple[Pipeline, dict[str, Any]]]
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("method: sft\nmodel: {path: m}\ndata: {path: d}\ntrain: {steps: 1}\n")
+    assert run.execute(["--model.gradient_checkpointing", "--resume", str(path)]) == 0
+    assert run.execute(["--log.stop_on_collapse", "no", "--dry-run", str(path), "--rewards.0.name=m:f"]) == 0
+    assert run.execute([str(path), "--resume", "auto", "--output", str(tmp_path)]) == 0
+    assert run.execute([str(path), "--resume", "auto", "--output", str(tmp_path / "new")]) == 0
+    first, second, third, fourth = pipelines
+    assert first[0].stages[0].model.gradient_checkpointing is True
+    assert first[1] == {"resume": True, "dry_run": False, "base_dir": Path.cwd()}
+    assert second[0].stages[0].log.stop_on_collapse is False
+    assert second[1] == {"resume": False, "dry_run": True, "base_dir": Path.cwd()}
+    assert third[1]["resume"] is True  # auto: the folder is there
+    assert fourth[1]["resume"] is False
+
+
+def test_values_may_start_with_a_dash(pipelines: list[tuple[Pipeline, dict[str, Any]]]) -> None:
+    assert run.execute(["--method", "grpo", *BASE, "--rewards.0.weight", "-2e-1", "--tokens.chat_template=--x--"]) == 0
+    recipe = pipelines[0][0].stages[0]
+    assert recipe.rewards[0].weight == -0.2
+    assert recipe.tokens.chat_template == "--x--"
+
+
+def test_stage_flags(tmp_path: Path, pipelines: list[tuple[Pipeline, dict[str, Any]]]) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "model: {path: m}\ndata: {path: d}\ntrain: {steps: 1}\nrewards: [{name: exact}]\n"
+        "stages:\n- {name: warm, method: sft}\n- {name: rl, method: grpo, model: {path: 'stage:warm'}}\n"
+    )
+    flags = ["--warm.train.steps", "5", "--rl.rewards.0.weight=3", "--train.batch_size", "2"]
+    assert run.execute([*flags, str(path)], method="grpo") == 0
+    warm, rl = pipelines[0][0].stages
+    assert (warm.train.steps, rl.train.steps) == (5, 1)
+    assert (warm.rewards[0].weight, rl.rewards[0].weight) == (1.0, 3.0)
+    assert (warm.train.batch_size, rl.train.batch_size) == (2, 2)
+
+
+def _fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["grpo", "--train.lerning_rate", "1"],
+            "--train.lerning_rate: no such setting; did you mean train.learning_rate?",
+        ),
+        (["grpo", "--learning_rate", "1"], "--learning_rate: no such flag; did you mean --train.learning_rate?"),
+        (["grpo", "--dryrun"], "--dryrun: no such flag; did you mean --dry-run?"),
+        (["grpo", "--qqqq"], "--qqqq: no such flag; preftune grpo --help lists all"),
+        (["grpo", "--log.stop_on_colapse", "r.yaml"], "did you mean log.stop_on_collapse?"),
+        (["grpo", "--train.steps"], "--train.steps: a value is missing (N)"),
+        (["grpo", "--train.steps", "ten"], "--train.steps: got 'ten'; expected a whole number, at least 1"),
+        (["grpo", "--train.steps.x", "1"], "--train.steps.x: train.steps is a value"),
+        (["grpo", "a.yaml", "b.yaml"], "unrecognized arguments: b.yaml"),
+        (["grpo", "none.yaml"], "recipe none.yaml does not exist"),
+        (["grpo"], "preftune grpo: name a recipe; `preftune init grpo > recipe.yaml` writes one"),
+        (["run"], "preftune run: name a recipe"),
+        (["sft", "--model.path", "m"], "data: missing"),
+        (["grop", "r.yaml"], "'grop' is no command; did you mean preftune grpo?"),
+        (["r.yaml"], "r.yaml is no command; did you mean preftune run r.yaml?"),
+        (["--seed", "1"], "--seed: flags come after the command"),
+        (["init", "gropo"], "no method is named 'gropo'; did you mean grpo?"),
+        (["report", "no/such/folder"], "no/such/folder is no folder"),
+        (["merge", "one"], "the following arguments are required: OUT"),
+        (["demo", "ppo"], "invalid choice: 'ppo'"),
+    ],
+)
+def test_slips_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert message in _fails(capsys, *arguments)
+
+
+def test_a_recipe_for_another_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("method: sft\nmodel: {path: m}\ndata: {path: d}\ntrain: {steps: 1}\n")
+    message = _fails(capsys, "grpo", str(path))
+    assert f"{path} is a recipe for sft, not for grpo; use preftune run {path}" in message
+    assert "for grpo, not for sft" in _fails(
+        capsys, "sft", "--method=grpo", "--model.path=m", "--data.path=d", "--train.steps=1", "--rewards.0.name=exact"
+    )

@@ -1,0 +1,129 @@
+"""Intervals: values worked out by hand, and coverage by simulation."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from preftune.intervals import Interval, mean_interval, paired_difference, t_quantile
+
+
+def test_wilson_by_hand() -> None:
+    # p = 0.7, n = 10, z² = 3.841459: centre (0.7 + 0.1920729)/1.3841459 = 0.6445078,
+    # half 1.959964·sqrt(0.021 + 0.00960365)/1.3841459 = 0.2477137.
+    got = mean_interval([1] * 7 + [0] * 3)
+    assert got.value == pytest.approx(0.7)
+    assert got.low == pytest.approx(0.396778, abs=1e-5)
+    assert got.high == pytest.approx(0.892209, abs=1e-5)
+    assert got.n == 10
+
+
+def test_wilson_at_the_ends_is_not_certain() -> None:
+    # With no success the upper end is z²/(n + z²) = 3.841459/103.841459.
+    none, every = mean_interval([0.0] * 100), mean_interval([1.0] * 100)
+    assert (none.low, none.high) == (0.0, pytest.approx(0.0369935, abs=1e-6))
+    assert (every.low, every.high) == (pytest.approx(1 - 0.0369935, abs=1e-6), 1.0)
+
+
+def test_student_by_hand() -> None:
+    # 1, 2, 3, 4, 5: mean 3, sd sqrt(2.5), t(4) = 2.776445, half 2.776445·sqrt(0.5) = 1.963243.
+    got = mean_interval([1, 2, 3, 4, 5])
+    assert (got.value, got.n) == (3.0, 5)
+    assert got.low == pytest.approx(3 - 1.963243, abs=1e-5)
+    assert got.high == pytest.approx(3 + 1.963243, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("df", "expected"),
+    [
+        *((1, 12.7062047), (2, 4.3026527), (3, 3.1824463), (4, 2.7764451), (5, 2.5705818), (10, 2.2281389)),
+        *((30, 2.0422725), (31, 2.0395134), (60, 2.0002978), (120, 1.9799304), (10**7, 1.9599642)),
+    ],
+)
+def test_t_quantile_matches_published_tables(df: int, expected: float) -> None:
+    assert t_quantile(df) == pytest.approx(expected, abs=3e-6)
+
+
+def test_paired_share_by_hand() -> None:
+    # n = 10, 4 rows rose, 1 fell: p = 5/12, q = 2/12, p - q = 0.25,
+    # half = 1.959964·sqrt((7/12 - 0.0625)/12) = 1.959964·0.2083333 = 0.4083258.
+    got = paired_difference([0, 0, 0, 0, 1, 1, 1, 0, 0, 1], [1, 1, 1, 1, 0, 1, 1, 0, 0, 1])
+    assert got.value == pytest.approx(0.3)
+    assert got.low == pytest.approx(0.25 - 0.4083258, abs=1e-6)
+    assert got.high == pytest.approx(0.25 + 0.4083258, abs=1e-6)
+    assert not got.excludes(0.0)
+
+
+def test_paired_share_without_any_change_is_not_certain() -> None:
+    got = paired_difference([0, 1] * 50, [0, 1] * 50)
+    assert got.value == 0.0
+    assert got.low == pytest.approx(-got.high)
+    assert got.high == pytest.approx(1.959964 * math.sqrt((2 / 102) / 102), abs=1e-6)
+
+
+def test_paired_share_with_every_row_changed_stays_in_range() -> None:
+    got = paired_difference([0] * 500, [1] * 500)
+    assert (got.value, got.high) == (1.0, 1.0)
+    assert 0.98 < got.low < 1.0
+    assert got.excludes(0.0)
+
+
+def test_paired_numbers_are_a_t_interval_of_the_differences() -> None:
+    # Differences 1, 2, 3: mean 2, sd 1, t(2) = 4.302653, half 4.302653/sqrt(3) = 2.484138.
+    got = paired_difference([10.0, 20.0, 30.0], [11.0, 22.0, 33.0])
+    assert got.value == 2.0
+    assert got.high - got.value == pytest.approx(2.484138, abs=1e-5)
+    assert got.value - got.low == pytest.approx(2.484138, abs=1e-5)
+
+
+def test_one_row_of_a_number_has_no_bounds_and_still_is_json() -> None:
+    got = mean_interval([2.5])
+    assert not got.is_bounded
+    text = json.dumps(got.to_json(), allow_nan=False)
+    assert json.loads(text) == {"value": 2.5, "low": None, "high": None, "n": 1}
+    assert Interval.from_json(json.loads(text)) == got
+
+
+def test_json_round_trip() -> None:
+    got = mean_interval([0.2, 0.4, 0.9])
+    assert Interval.from_json(json.loads(json.dumps(got.to_json()))) == got
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf], [[1.0, 2.0]]])
+def test_bad_rows_are_errors(bad: list[float]) -> None:
+    with pytest.raises(ValueError, match="values"):
+        mean_interval(bad)
+
+
+def test_unpaired_rows_are_an_error() -> None:
+    with pytest.raises(ValueError, match="before has 2, after has 3"):
+        paired_difference([0, 1], [0, 1, 1])
+
+
+@pytest.mark.parametrize(("n", "share"), [(20, 0.1), (60, 0.5), (200, 0.97)])
+def test_share_coverage(n: int, share: float) -> None:
+    rng = np.random.default_rng(0)
+    hits = sum(not mean_interval(rng.random(n) < share).excludes(share) for _ in range(2000))
+    assert 0.93 <= hits / 2000 <= 0.985
+
+
+@pytest.mark.parametrize("n", [3, 8, 50])
+def test_mean_coverage(n: int) -> None:
+    rng = np.random.default_rng(1)
+    hits = sum(not mean_interval(rng.normal(5.0, 2.0, n)).excludes(5.0) for _ in range(2000))
+    assert 0.935 <= hits / 2000 <= 0.965
+
+
+@pytest.mark.parametrize(("n", "rise", "fall"), [(30, 0.02, 0.02), (50, 0.3, 0.1), (500, 0.5, 0.03)])
+def test_paired_coverage(n: int, rise: float, fall: float) -> None:
+    rng = np.random.default_rng(2)
+    hits = 0
+    for _ in range(2000):
+        draw = rng.random(n)
+        before = np.where(draw < rise, 0, np.where(draw < rise + fall, 1, rng.random(n) < 0.5))
+        after = np.where(draw < rise, 1, np.where(draw < rise + fall, 0, before))
+        hits += not paired_difference(before, after).excludes(rise - fall)
+    assert hits / 2000 >= 0.935  # when few rows change it covers more than 95 %: the safe side

@@ -1,0 +1,123 @@
+"""Advantages against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preftune.signals import group_advantages, group_spread
+
+KINDS = ("group-std", "group-mean", "batch-std", "leave-one-out")
+
+
+def advantages(scores: list[float], groups: list[int], kind: str) -> list[float]:
+    return group_advantages(
+        torch.tensor(scores, dtype=torch.float64), torch.tensor(groups, dtype=torch.long), kind
+    ).tolist()
+
+
+def test_group_std_by_hand():
+    # Scores 1, 2, 3: mean 2, std sqrt((1 + 0 + 1) / 2) = 1.
+    assert advantages([1, 2, 3], [0, 0, 0], "group-std") == pytest.approx([-1 / 1.0001, 0.0, 1 / 1.0001])
+    # Scores 0, 1: mean 0.5, std sqrt((0.25 + 0.25) / 1) = 0.70711.
+    expected = 0.5 / (math.sqrt(0.5) + 1e-4)
+    assert advantages([0, 1], [0, 0], "group-std") == pytest.approx([-expected, expected])
+
+
+def test_group_mean_by_hand():
+    # Means 2 and 15.
+    assert advantages([1, 10, 3, 20], [0, 1, 0, 1], "group-mean") == pytest.approx([-1, -5, 1, 5])
+
+
+def test_batch_std_by_hand():
+    # All scores 0, 2, 4, 6: mean 3, std sqrt((9 + 1 + 1 + 9) / 3) = sqrt(20 / 3). Group means 1 and 5.
+    std = math.sqrt(20 / 3) + 1e-4
+    assert advantages([0, 2, 4, 6], [0, 0, 1, 1], "batch-std") == pytest.approx([-1 / std, 1 / std, -1 / std, 1 / std])
+
+
+def test_leave_one_out_by_hand():
+    # 1 - (2 + 6) / 2 = -3; 2 - (1 + 6) / 2 = -1.5; 6 - (1 + 2) / 2 = 4.5.
+    assert advantages([1, 2, 6], [0, 0, 0], "leave-one-out") == pytest.approx([-3.0, -1.5, 4.5])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_scores_give_exactly_zero(kind):
+    # The mean of three 0.1 is not 0.1 in binary, so a naive (r - mean) / (std + eps) is not 0.
+    for scores in ([0.1] * 3, [1e6 + 0.3] * 7, [-2.0] * 2):
+        assert advantages(scores, [0] * len(scores), kind) == [0.0] * len(scores)
+    # Beside a live group, the dead one stays exactly at 0.
+    out = advantages([0.1, 0.1, 0.1, 0.0, 1.0], [0, 0, 0, 1, 1], kind)
+    assert out[:3] == [0.0] * 3
+    assert out[4] > 0.3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_of_one_has_no_advantage(kind):
+    assert advantages([3.0], [0], kind) == [0.0]
+    assert advantages([3.0, 0.0, 1.0], [0, 1, 1], kind)[0] == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_and_batch_of_groups_do_not_matter(kind):
+    scores, groups = [0.2, 1.5, -0.7, 2.0, 0.0, 0.9], [1, 0, 1, 0, 1, 0]
+    straight = advantages(scores, groups, kind)
+    order = [4, 1, 0, 5, 3, 2]
+    shuffled = advantages([scores[i] for i in order], [groups[i] for i in order], kind)
+    assert shuffled == pytest.approx([straight[i] for i in order], abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fp32_and_no_gradient(kind):
+    scores = torch.tensor([0.0, 1.0, 1.0], requires_grad=True)
+    out = group_advantages(scores, torch.tensor([0, 0, 0]), kind)
+    assert out.dtype == torch.float32
+    assert not out.requires_grad
+    half = group_advantages(scores.detach().bfloat16(), torch.tensor([0, 0, 0]), kind)
+    assert half.dtype == torch.float32
+    assert half.tolist() == out.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(0, 3)), min_size=1, max_size=12),
+    st.sampled_from(KINDS),
+    st.floats(-50, 50),
+)
+def test_advantages_sum_to_zero_and_ignore_a_shift(rows, kind, shift):
+    present = sorted({group for _, group in rows})
+    groups = [present.index(group) for _, group in rows]
+    scores = [score for score, _ in rows]
+    out = advantages(scores, groups, kind)
+    assert all(map(math.isfinite, out))
+    for group in range(len(present)):
+        total = sum(a for a, g in zip(out, groups, strict=True) if g == group)
+        assert total == pytest.approx(0.0, abs=1e-6)
+    # A shift moves each score by rounding, 1e-13 at most, and the epsilon keeps that under 1e-13 / 1e-4.
+    moved = advantages([score + shift for score in scores], groups, kind)
+    assert moved == pytest.approx(out, abs=1e-6)
+
+
+def test_spread_by_hand():
+    spread = group_spread(torch.tensor([1.0, -2.0, 4.0, 0.1, 0.1]), torch.tensor([0, 1, 0, 2, 2]))
+    assert spread.tolist() == [3.0, 0.0, 0.0]
+
+
+def test_empty_batch():
+    assert advantages([], [], "group-std") == []
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="score 1 is nan"):
+        advantages([0.0, math.nan], [0, 0], "group-std")
+    with pytest.raises(ValueError, match="score 0 is inf"):
+        advantages([math.inf, 0.0], [0, 0], "group-mean")
+    with pytest.raises(ValueError, match="unknown advantage 'gae'"):
+        advantages([0.0], [0], "gae")
+    with pytest.raises(ValueError, match="of one length"):
+        advantages([0.0, 1.0], [0], "group-std")
+    with pytest.raises(ValueError, match="group 1 has no scores"):
+        advantages([0.0, 1.0], [0, 2], "group-std")
