@@ -108,7 +108,7 @@ def _report(folder: Path) -> None:
     """Write the report; a report that can't be written must not take the run's result with it."""
     try:
         path = write_report(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (PreftuneError, OSError, ValueError, KeyError) as error:
         print(
             f"the report of {folder} could not be written: {error}; `preftune report {folder}` tries again",
             file=sys.stderr,

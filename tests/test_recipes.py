@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from preftune.config import Recipe
 from preftune.errors import UsageError
 from preftune.recipes import dump, load_recipe, resolve
+from preftune.recipes.schema import leaves
 from preftune.recipes.yamltext import dump_yaml, parse
 
 ROOT = Path(__file__).parent.parent
@@ -415,6 +418,13 @@ seed: true
     ]
 
 
+def test_an_unknown_key_is_told_once() -> None:
+    message = "zzz: unknown key; valid names here: "
+    assert error_of({**SMALL, "zzz": 1}).count(message) == 1
+    assert error_of({**STAGED, "zzz": 1}).count(message) == 1
+    assert error_of({**SMALL, "model": {"path": "m", 3: 4}}).startswith("model.3: unknown key; valid names here: path,")
+
+
 def test_a_problem_of_the_shared_part_is_told_once(tmp_path: Path) -> None:
     text = "stages:\n- {name: a, method: sft}\n- {name: b, method: sft, sed: 1}\nmodel: {path: m}\ndata: {pth: d}\n"
     assert file_error(tmp_path, text + "train: {steps: 1}\n").splitlines() == [
@@ -438,8 +448,9 @@ def test_a_problem_of_the_shared_part_is_told_once(tmp_path: Path) -> None:
             "no built-in reward is named 'acuracy'; did you mean accuracy?",
         ),
         ({"rewards": [{"name": "regex", "args": {"patern": "a"}}]}, "unknown argument 'patern'"),
-        ({"policy": {"preset": "gropo"}}, "policy: policy.preset 'gropo' is none of"),
-        ({"eval": {"every": 3}}, "eval.every: eval.every needs validation rows"),
+        ({"policy": {"preset": "gropo"}}, "policy.preset: 'gropo' is none of grpo,"),
+        ({"policy": {"clip": "none", "clip_low": 0.1}}, "policy.clip_low: has no meaning with clip: none"),
+        ({"eval": {"every": 3}}, "eval.every: needs validation rows"),
         ({"eval": {"holdout": 3, "patience": 3}}, "eval.every is not given"),
         ({"eval": {"holdout": 3, "data": [{"path": "x"}]}}, "give either eval.data or eval.holdout, not both"),
         ({"data": {"path": "stage:x"}}, "data.0.path: stage:x stands for a stage's model"),
@@ -529,6 +540,13 @@ def test_a_dumped_recipe_loads_back_equal(values: dict[str, Any]) -> None:
     assert Recipe.model_validate(parse(dump(pipeline.stages[0]), "r.yaml")[0]) == pipeline.stages[0]
 
 
+@pytest.mark.parametrize(
+    "text", ["\x85", "a\u2028b", "\u2029", "a\nb\n", " a", "\t", "\r\n", "#x", "a: b", "é😀", "\ufeff"]
+)
+def test_text_of_every_kind_is_written_and_read_back(text: str) -> None:
+    assert parse(dump_yaml({"k": text, "l": [text]}), "r.yaml")[0] == {"k": text, "l": [text]}
+
+
 def test_a_dumped_pipeline_loads_back_equal(tmp_path: Path) -> None:
     pipeline = resolve(STAGED, {"output": "some/where"})
     path = tmp_path / "recipe.yaml"
@@ -549,3 +567,50 @@ RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 def test_every_shipped_recipe_resolves(path: Path) -> None:
     pipeline = load_recipe(path)
     assert resolve(parse(dump(pipeline), path.name)[0]) == pipeline
+
+
+def test_recipes_in_the_docs_resolve() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    assert [[stage.name for stage in resolve(parse(block, "docs")[0]).stages] for block in blocks] == [
+        ["run"],
+        ["warm-up", "rl"],
+    ]
+
+
+# ---- nothing but UsageError, whatever comes
+
+_NAMES = sorted({part for leaf in leaves(Recipe) for part in leaf.path} | {"stages", "0", "1", "warm", "rl", "x", ""})
+_ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["stage:warm", "grpo"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def _refused_or_resolved(raw: Any, overrides: dict[str, Any]) -> None:
+    with contextlib.suppress(UsageError):
+        pipeline = resolve(raw, overrides)
+        assert resolve(parse(dump(pipeline), "again")[0]) == pipeline
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([{}, SMALL, STAGED]),
+    st.dictionaries(st.sampled_from(_NAMES), _ANY, max_size=3),
+    st.dictionaries(st.lists(st.sampled_from(_NAMES), min_size=1, max_size=4).map(".".join), _ANY, max_size=3),
+)
+def test_any_recipe_is_refused_or_resolved(base: dict[str, Any], over: dict[str, Any], flags: dict[str, Any]) -> None:
+    _refused_or_resolved({**base, **over}, flags)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(alphabet=st.sampled_from("ab:-?&*!|>'\"[]{}#,%@`\n\t 01.~<"), max_size=30))
+def test_any_text_is_refused_or_read(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        parse(text, "r.yaml")

@@ -42,8 +42,10 @@ class Unsupported(Exception):
 
 # Arguments that models pass besides q, k, v and that change nothing here: positions are already in q and k,
 # caches are not used, and dropout is switched off by models.loading.
-_IGNORED = {"dropout", "position_ids", "position_embeddings", "past_key_values", "use_cache", "output_attentions",
-            "is_causal", "cache_position", "output_hidden_states", "output_router_logits", "return_dict", "position_bias_is_none"}  # fmt: skip
+_IGNORED = {
+    "dropout", "position_ids", "position_embeddings", "past_key_values", "use_cache", "output_attentions", "is_causal",
+    "cache_position", "output_hidden_states", "output_router_logits", "return_dict", "position_bias_is_none",
+}  # fmt: skip
 
 
 def preftune_attention(
@@ -68,6 +70,10 @@ def preftune_attention(
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         raise Unsupported("an attention layer has no layer_idx")
+    if torch.is_autocast_enabled(query.device.type):
+        # As torch's own attention does: under autocast a query norm in fp32 meets values in bf16.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     out = layout.attend(layer, query, key, value, scale=scale, window=sliding_window, softcap=softcap)
     return out.transpose(1, 2).contiguous(), None
 
@@ -174,7 +180,12 @@ def _dense(
     repeats = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
     scores = softcap * torch.tanh((q @ k.transpose(-1, -2)) * (scale / softcap))
-    weights = scores.float().masked_fill(~mask, -math.inf).softmax(-1).to(v.dtype)
+    weights = (
+        scores.to(torch.promote_types(scores.dtype, torch.float32))
+        .masked_fill(~mask, -math.inf)
+        .softmax(-1)
+        .to(v.dtype)
+    )
     return weights @ v
 
 
@@ -227,10 +238,10 @@ class _SharedPromptFlash(torch.autograd.Function):
         for index, valid in (*layout.prompt_buckets, *layout.completion_buckets):
             # Padded queries get no gradient, so they add nothing to keys and values either.
             g = _take(grad, index) * valid[:, None, :, None]
+            e = lse[0][:, index].transpose(0, 1)
             parts = _flash_backward(
-                g, _take(q, index), _take(k, index), _take(v, index), _take(out, index), lse[0][:, index].transpose(0, 1),
-                0.0, True, scale=scale,
-            )  # fmt: skip
+                g, _take(q, index), _take(k, index), _take(v, index), _take(out, index), e, 0.0, True, scale=scale
+            )
             rows = index[valid]
             for total, part in zip((dq, dk, dv), parts, strict=True):
                 total[0][:, rows] += part.transpose(0, 1)[:, valid]

@@ -69,11 +69,13 @@ def flex_attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, softca
     """FlexAttention over one packed row. q [1, H, N, d], k and v [1, K, N, d] → [1, H, N, d]."""
     from torch.nn.attention.flex_attention import flex_attention
 
+    cap = 0.0 if softcap is None else softcap
+
     def capped(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     # Uncompiled FlexAttention materialises the scores; it serves the CPU tests of this path only.
-    function = _compiled() if q.is_cuda else flex_attention
+    function: Callable[..., Any] = _compiled() if q.is_cuda else flex_attention
     out: Tensor = function(
         q, k, v, score_mod=capped if softcap is not None else None, block_mask=mask, scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],

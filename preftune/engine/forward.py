@@ -6,7 +6,6 @@ same packs are run as right-padded rows with the prompt repeated: slower, right,
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor
 
 from preftune.engine.attention import NAME, PackedLayout, register
-from preftune.engine.head import ModuleHead, decoder_of, read_head
+from preftune.engine.head import ModuleHead, base_of, decoder_of, read_head
 from preftune.engine.logprobs import fused_logprobs
-from preftune.engine.pack import Pack, pack, unshare
+from preftune.engine.pack import Pack, PaddedBatch, pack, unshare
+from preftune.engine.padded import Memory, run_rows
 from preftune.models.loading import Policy
 from preftune.records import Group
 
@@ -38,6 +38,8 @@ class Engine:
 
     Attributes:
         mode: "shared" (each prompt once) or "padded" (prompt repeated, right padding).
+        row_by_row: padded mode only: each row runs alone and from the model's first state, because other rows of a
+            batch or earlier forwards change this model's numbers (positions that depend on the longest row seen).
         reason: why the mode is what it is, in words; recorded in the run's manifest.
     """
 
@@ -52,15 +54,20 @@ class Engine:
         self.mode: Mode = "padded"
         self.reason = "asked for by the recipe"
         self.whole_logits = False
-        if mode != "padded":
-            self.mode, self.reason = choose_mode(self, required=mode == "shared")
+        self.row_by_row = False
+        self.memory = Memory({})
+        self.mode, self.reason = choose_mode(self, asked=mode)
         self._use(NAME if self.mode == "shared" else self.plain_attention)
 
     def _use(self, attention: str) -> None:
         register()
-        self.policy.base.set_attn_implementation(attention)
-        if self.policy.frozen is not None:
-            self.policy.frozen.set_attn_implementation(attention)
+        for model in (self.policy.base, self.policy.frozen):
+            if model is not None and _attention_name(model) != attention:
+                model.set_attn_implementation(attention)
+
+    def start_afresh(self, model: Any) -> None:
+        """Before a forward of rows that must not depend on what ran before: forget it. Nothing for most models."""
+        self.memory.restore(base_of(model))
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -115,27 +122,38 @@ class Engine:
         return states
 
     def _padded_states(self, packed: Pack, model: Any) -> Tensor:
-        rows = unshare(packed)
-        decoder = decoder_of(model)
-        inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask, "use_cache": False}
-        if "position_ids" in inspect.signature(decoder.forward).parameters:
-            inputs["position_ids"] = rows.position_ids
-        states: Tensor = decoder(**inputs).last_hidden_state
-        return states.flatten(0, 1)[rows.source_T]
+        parts: list[Tensor] = []
+        for rows in self._batches(unshare(packed)):
+            self.start_afresh(model)
+            parts.append(run_rows(decoder_of(model), rows).flatten(0, 1)[rows.source_T])
+        return torch.cat(parts)
 
     def _from_logits(self, packed: Pack, model: Any, temperature: float, with_entropy: bool) -> TokenValues:
-        rows = unshare(packed)
-        logprobs_T, entropy_T = ModuleHead(model).logprobs(
-            rows.input_ids, rows.attention_mask, rows.source_T, packed.target_T,
-            temperature=temperature, with_entropy=with_entropy,
-        )  # fmt: skip
-        return TokenValues(logprobs_T, entropy_T)
+        logprobs: list[Tensor] = []
+        entropies: list[Tensor] = []
+        done = 0
+        for rows in self._batches(unshare(packed)):
+            self.start_afresh(model)
+            target_T = packed.target_T[done : done + len(rows.source_T)]
+            done += len(rows.source_T)
+            logprobs_T, entropy_T = ModuleHead(model).logprobs(
+                rows.input_ids, rows.attention_mask, rows.source_T, target_T,
+                temperature=temperature, with_entropy=with_entropy,
+            )  # fmt: skip
+            logprobs.append(logprobs_T)
+            if entropy_T is not None:
+                entropies.append(entropy_T)
+        return TokenValues(torch.cat(logprobs), torch.cat(entropies) if with_entropy else None)
+
+    def _batches(self, rows: PaddedBatch) -> list[PaddedBatch]:
+        """All rows at once, or each alone; trained tokens keep their order, which is that of the rows."""
+        return [rows.alone(r) for r in range(len(rows.input_ids))] if self.row_by_row else [rows]
 
     @torch.no_grad()
     def score(
         self, groups: Sequence[Group], max_tokens: int, *, temperature: float = 1.0, reference: bool = False
     ) -> list[list[Tensor]]:
-        """Log-probs of every completion's trained tokens, without gradient: [group][completion] → [tokens] on the CPU."""
+        """Log-probs of every completion's trained tokens, without gradient: [group][completion] → [tokens], CPU."""
         out: list[list[Tensor]] = [[torch.empty(0)] * len(g.completions) for g in groups]
         context = self.policy.reference() if reference else nullcontext(self.policy.model)
         with context as model:

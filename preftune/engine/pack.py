@@ -197,6 +197,16 @@ class PaddedBatch:
     attention_mask: Tensor
     source_T: Tensor
 
+    def alone(self, row: int) -> PaddedBatch:
+        """One row as a batch without padding, and the trained tokens in it."""
+        width = self.input_ids.shape[1]
+        length = int(self.attention_mask[row].sum())
+        first = row * width
+        mine = (self.source_T >= first) & (self.source_T < first + width)
+        one = (slice(row, row + 1), slice(length))
+        ids, positions, mask = (x[one] for x in (self.input_ids, self.position_ids, self.attention_mask))
+        return PaddedBatch(ids, positions, mask, self.source_T[mine] - first)
+
 
 def unshare(packed: Pack) -> PaddedBatch:
     """Rebuild a pack as right-padded rows, prompt repeated; targets keep their order."""

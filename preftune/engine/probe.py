@@ -8,15 +8,18 @@ attention (state-space and convolution layers) or bring their own (ALiBi, sinks)
 
 from __future__ import annotations
 
+import math
 import random
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from preftune.engine.attention import NAME, PackedLayout, register
 from preftune.engine.head import decoder_of, probe_head, read_head
-from preftune.engine.pack import pack
+from preftune.engine.pack import Pack, pack, unshare
+from preftune.engine.padded import Memory, run_rows
 from preftune.errors import ModelError
 from preftune.records import Completion, Group, Prompt
 
@@ -28,41 +31,83 @@ TOLERANCE_BF16 = 0.02
 """Bound on max |Δ| of hidden states, relative to their size: rounding in fp32, and in bf16 (whose unit is 0.4 %)."""
 
 
-def choose_mode(engine: Engine, *, required: bool) -> tuple[Literal["shared", "padded"], str]:
-    """Probe the engine's model. Returns the mode and the reason in words.
+Asked: TypeAlias = Literal["auto", "shared", "padded"]
+
+
+def choose_mode(engine: Engine, *, asked: Asked) -> tuple[Literal["shared", "padded"], str]:
+    """Probe the engine's model. Returns the mode and the reason in words; sets the engine's `whole_logits`,
+    `row_by_row` and `memory`. The model is left as it was.
 
     Raises:
         ModelError: the recipe requires the shared mode and the model does not allow it.
     """
     model = engine.policy.base
-    was_training = model.training
+    was_training = {m: m.training for m in model.modules()}
+    before = Memory.of(model)
     model.eval()
     try:
         with torch.no_grad():
-            head_delta = _head_delta(engine)
-            engine.whole_logits = head_delta is None or head_delta > TOLERANCE_FP32
-            reason = "its head is not a plain projection" if engine.whole_logits else _shared_fault(engine)
+            engine.whole_logits = not _head_is_plain(engine)
+            fault: str | None = "its head is not a plain projection"
+            if asked == "padded":
+                fault = "asked for by the recipe"
+            elif not engine.whole_logits:
+                fault = _shared_fault(engine)
+            if fault is not None and asked != "shared":
+                _set_attention(model, engine.plain_attention)
+                engine.row_by_row = _rows_disturb(engine, before)
     finally:
-        model.set_attn_implementation(engine.plain_attention)
-        model.train(was_training)
-    if reason is None:
+        _set_attention(model, engine.plain_attention)
+        engine.memory = before.changed(model)
+        engine.memory.restore(model)
+        for module, training in was_training.items():
+            module.training = training
+    if fault is None:
         return "shared", "the probe found shared-prompt attention exact for this model"
-    if required:
+    if asked == "shared":
         raise ModelError(
-            f"model.attention is shared, but this model does not allow it: {reason}. Use auto: it falls back to padding"
+            f"model.attention is shared, but this model does not allow it: {fault}. Use auto: it falls back to padding"
         )
-    return "padded", f"shared-prompt attention does not fit this model ({reason}); prompts are repeated and padded"
+    how = "prompts are repeated and " + ("each row runs alone" if engine.row_by_row else "padded")
+    if asked == "padded":
+        return "padded", f"{fault}; {how}"
+    return "padded", f"shared-prompt attention does not fit this model ({fault}); {how}"
 
 
-def _head_delta(engine: Engine) -> float | None:
+def _set_attention(model: Any, name: str) -> None:
+    if model.config._attn_implementation != name:
+        model.set_attn_implementation(name)
+
+
+def _head_is_plain(engine: Engine) -> bool:
     base = engine.policy.base
-    if next(base.parameters()).dtype != torch.float32:
-        # A half-precision head can't be compared at fp32's tolerance; the states below are compared at bf16's.
-        return 0.0
     try:
-        return probe_head(base, read_head(base))
+        head = read_head(base)
+        # A half-precision head can't be compared at fp32's tolerance; the states below are compared at bf16's.
+        half = next(base.parameters()).dtype not in (torch.float32, torch.float64)
+        return half or probe_head(base, head) <= TOLERANCE_FP32
     except ModelError:
-        return None
+        return False
+
+
+def _rows_disturb(engine: Engine, first: Memory) -> bool:
+    """Whether a row of a padded batch comes out otherwise than alone, in the model's first state."""
+    base, device = engine.policy.base, engine.policy.device
+    try:
+        decoder = decoder_of(base)
+    except ModelError:
+        return True
+    groups = _groups(base.get_input_embeddings().weight.shape[0])
+    (row,) = pack(groups, 100_000, device=device)
+    rows = unshare(replace(row, position_ids_N=_far_positions(row, groups, engine)))
+    first.restore(base)
+    together = run_rows(decoder, rows)
+    worst = 0.0
+    for r in range(len(rows.input_ids)):
+        first.restore(base)
+        alone = run_rows(decoder, rows.alone(r))[0]
+        worst = max(worst, _relative(together[r, : len(alone)], alone))
+    return not worst <= _limit(together)
 
 
 def _shared_fault(engine: Engine) -> str | None:
@@ -70,44 +115,60 @@ def _shared_fault(engine: Engine) -> str | None:
     base, device = engine.policy.base, engine.policy.device
     vocabulary = base.get_input_embeddings().weight.shape[0]
     groups = _groups(vocabulary)
-    context = engine.policy.context_length or 4096
     decoder = decoder_of(base)
     layers = base.config.get_text_config().num_hidden_layers
     plain: list[Tensor] = []
-    shift = max(context - 64, 0)
+    shift = _shift(engine)
     try:
-        base.set_attn_implementation(engine.plain_attention)
         for index, group in enumerate(groups):
             for completion in group.completions:
                 ids = torch.tensor([group.prompt.ids + completion.ids[:-1]], device=device)
                 places = torch.arange(ids.shape[1], device=device)[None] + (shift if index == len(groups) - 1 else 0)
                 plain.append(decoder(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state[0])
         register()
-        base.set_attn_implementation(NAME)
+        _set_attention(base, NAME)
         (row,) = pack(groups, 100_000, device=device)
         layout = PackedLayout(row.segments, device)
-        positions = row.position_ids_N.clone()
-        far = next(s for s, size in zip(row.segments, _order(row.members), strict=True) if size == len(groups) - 1)
-        positions[far.start : far.end] += shift
+        positions = _far_positions(row, groups, engine)
         states = decoder(input_ids=row.input_ids_N[None], position_ids=positions[None], use_cache=False, layout=layout)
         shared_ND = states.last_hidden_state[0]
-    except Exception as error:  # whatever a foreign model does with the probe, the answer is: not for this model
+    except Exception as error:  # noqa: BLE001 - whatever a foreign model does here, the answer is: not for this model
         return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no message'}"
     if sorted(layout.calls) != list(range(layers)):
         return f"{len(set(layout.calls))} of {layers} layers call their attention exactly once"
     worst = 0.0
-    want = {}
-    for (g, c), states_LD in zip(((g, c) for g, group in enumerate(groups) for c in range(len(group.completions))), plain, strict=True):  # fmt: skip
-        want[g, c] = states_LD
+    pairs = [(g, c) for g, group in enumerate(groups) for c in range(len(group.completions))]
+    want = dict(zip(pairs, plain, strict=True))
     flat = iter(row.members)
     for segment in row.segments:
         for at, n in segment.completions:
             states_LD = want[next(flat)]
             mine = torch.cat([shared_ND[segment.start : segment.start + segment.prompt], shared_ND[at : at + n]])
-            delta = (mine - states_LD).abs().max() / states_LD.abs().max().clamp_min(1e-6)
-            worst = max(worst, float(delta))
-    limit = TOLERANCE_FP32 if shared_ND.dtype == torch.float32 else TOLERANCE_BF16
+            worst = max(worst, _relative(mine, states_LD))
+    limit = _limit(shared_ND)
     return None if worst <= limit else f"hidden states differ by {worst:.1e} of their size, over {limit:.0e}"
+
+
+def _shift(engine: Engine) -> int:
+    return max((engine.policy.context_length or 4096) - 64, 0)
+
+
+def _far_positions(row: Pack, groups: list[Group], engine: Engine) -> Tensor:
+    """The row's positions with the last group's moved far out."""
+    positions = row.position_ids_N.clone()
+    far = next(s for s, g in zip(row.segments, _order(row.members), strict=True) if g == len(groups) - 1)
+    positions[far.start : far.end] += _shift(engine)
+    return positions
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """max |Δ| in units of the largest state; NaN counts as infinite."""
+    delta = float((a - b).abs().max() / b.abs().max().clamp_min(1e-6))
+    return math.inf if math.isnan(delta) else delta
+
+
+def _limit(states: Tensor) -> float:
+    return TOLERANCE_FP32 if states.dtype in (torch.float32, torch.float64) else TOLERANCE_BF16
 
 
 def _order(members: tuple[tuple[int, int], ...]) -> list[int]:

@@ -98,7 +98,9 @@ def _policy(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     try:
         objective(recipe.policy)
     except UsageError as error:
-        yield ("policy",), str(error)
+        # its message begins with the field: policy.preset 'x' is none of …
+        where, _, what = str(error).partition(" ")
+        yield tuple(where.split(".")), what
 
 
 def _measuring(recipe: Recipe) -> Iterator[tuple[Path, str]]:
@@ -109,9 +111,9 @@ def _measuring(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     if not rows.data and not rows.holdout:
         for key in ("every", "best", "patience"):
             if getattr(rows, key) is not None:
-                yield ("eval", key), f"eval.{key} needs validation rows; give eval.data or eval.holdout"
+                yield ("eval", key), "needs validation rows; give eval.data or eval.holdout"
     elif rows.patience is not None and rows.every is None:
-        yield ("eval", "patience"), "eval.patience counts measurements, and eval.every is not given"
+        yield ("eval", "patience"), "counts measurements, and eval.every is not given"
 
 
 def _references(recipe: Recipe, earlier: list[str]) -> Iterator[tuple[Path, str]]:

@@ -92,7 +92,8 @@ class Problems:
 def check_keys(problems: Problems, value: Any, stage: Stage | None) -> None:
     """Adds a problem for every unknown key, and for true / false where a number belongs, anywhere in `value`."""
     for path, model, key in _unknown(value, Recipe, ()):
-        # shown with the prefix under which the user would write it
+        if not path and stage is not None and key not in stage.own:
+            continue  # a key of the top level, which is checked by itself
         also = ("stages",) if not path and stage is None else ()
         problems.add(f"unknown key; {suggestion(model, path, key, Recipe, also)}", (*path, key), stage)
     for path, info in _bools(value, Recipe, None, ()):
@@ -142,7 +143,7 @@ def add_invalid(problems: Problems, error: ValidationError, stage: Stage) -> Non
     for row in error.errors():
         path, annotation, info = _field_at(row["loc"])
         kind, given = row["type"], row["input"]
-        if kind == "extra_forbidden":
+        if kind in {"extra_forbidden", "invalid_key"}:
             continue
         wanted = expected(annotation, info.metadata if info else ())
         if kind == "missing":

@@ -57,8 +57,14 @@ class _Dumper(yaml.SafeDumper):
     def represent_tuple(self, data: tuple[Any, ...]) -> yaml.Node:
         return self.represent_list(list(data))
 
+    def represent_text(self, data: str) -> yaml.Node:
+        # outside double quotes YAML reads these three line breaks back as \n
+        style = '"' if any(char in data for char in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_representer(tuple, _Dumper.represent_tuple)
 
 

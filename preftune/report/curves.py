@@ -144,11 +144,11 @@ def joined_charts(stages: list[tuple[str, Run]]) -> list[dict[str, Any]]:
     for metric in metrics:
         series: list[dict[str, Any]] = []
         shares: list[bool] = []
-        for offset, (name, run) in zip(offsets, stages, strict=True):
+        for position, (offset, (name, run)) in enumerate(zip(offsets, stages, strict=True)):
             split = _curve_split(run)
             points = [(s + offset, m[metric]) for s, m in sorted(run.evals.get(split, {}).items()) if metric in m]
             if points:
-                series.append(_interval_series(f"{name} ({split})", points, len(series)))
+                series.append(_interval_series(f"{name} ({split})", points, position))
                 shares.append(is_share(run, metric, [interval for _, interval in points]))
         if series:
             note = "Measured on rows outside training, with 95 % intervals; one colour per stage."
@@ -169,7 +169,8 @@ def joined_charts(stages: list[tuple[str, Run]]) -> list[dict[str, Any]]:
         if series:
             lines = [run.train.get(metric, []) for _, run in stages for metric in plan.names]
             note = plan.note + _how_drawn(lines, smooth=not exact).replace("Bold: mean", "Each point: mean")
-            out.append(_chart(plan.title, note, "lines", series, percent=plan.percent, log=plan.log, marks=marks))
+            log = plan.log and all(y is None or y > 0 for s in series for y in s["y"])
+            out.append(_chart(plan.title, note, "lines", series, percent=plan.percent, log=log, marks=marks))
     for index, chart in enumerate(out):
         chart["id"] = f"chart-{index}"
     return out
@@ -231,8 +232,8 @@ def _train_chart(
     missing = sum(1 for points in lines.values() for _, value in points if not math.isfinite(value))
     if missing:
         note += f" {missing} values are not finite and show as gaps."
-    if log and all(value <= 0 for points in lines.values() for _, value in points if math.isfinite(value)):
-        log = False
+    if any(value <= 0 for points in lines.values() for _, value in points if math.isfinite(value)):
+        log = False  # a logarithmic axis has no place for zero
     return _chart(heading, note, "lines", series, percent=percent, log=log, best=run.best_step)
 
 

@@ -94,7 +94,7 @@ def _pipeline_page(folder: Path, title: str, names: list[str], status: str) -> s
         stages.append({"name": name, "run": run, "status": run.status, "verdict": verdict, "sentence": sentence})
         stages[-1] |= {"rows": rows, "link": f"{quote(name)}/report.html"}
     started = [(stage["name"], stage["run"]) for stage in stages if stage["run"] is not None]
-    journey = _journey(stages)
+    journey = _journey([stage for stage in stages if stage["run"] is not None])
     return _render(
         "pipeline.html.j2",
         joined_charts(started),
@@ -108,27 +108,34 @@ def _pipeline_page(folder: Path, title: str, names: list[str], status: str) -> s
 
 
 def _journey(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each metric of the last split measured in every stage: its value before the first and after each."""
-    started = [stage for stage in stages if stage["run"] is not None]
-    out = []
-    for row in started[0]["rows"] if started else []:
-        cells = [row.before]
-        for stage in started:
-            same = [r for r in stage["rows"] if (r.split, r.metric) == (row.split, row.metric)]
-            cells.append(same[0].after if same else None)
-        if any(cells[1:]):
-            out.append({"row": row, "cells": cells})
-    return out
+    """Every metric that was measured after a stage: its first value, and the value after each stage.
+
+    The last stage's own headline metric comes first: that is what the pipeline was for.
+    """
+    out: dict[tuple[str, str], dict[str, Any]] = {}
+    for stage in reversed(stages):
+        for row in stage["rows"]:
+            key = (row.split, row.metric)
+            if key in out:
+                continue
+            found = [[r for r in other["rows"] if (r.split, r.metric) == key] for other in stages]
+            cells = [rows[0].after if rows else None for rows in found]
+            start = next((name["name"] for name, rows in zip(stages, found, strict=True) if rows), "")
+            before = next((rows[0].before for rows in found if rows), None)
+            if any(cells):
+                out[key] = {"row": row, "start": start, "before": before, "cells": cells}
+    return list(out.values())
 
 
 def _journey_sentence(journey: list[dict[str, Any]], names: list[str]) -> str:
     if not journey:
         return ""
-    row, cells = journey[0]["row"], journey[0]["cells"]
-    places = ["before the first stage", *(f"after {name}" for name in names)]
+    line = journey[0]
+    row = line["row"]
+    places = [f"before {line['start']}", *(f"after {name}" for name in names)]
     said = [
         f"{words.number(cell.value, percent=row.percent)} {place}"
-        for place, cell in zip(places, cells, strict=True)
+        for place, cell in zip(places, [line["before"], *line["cells"]], strict=True)
         if cell is not None
     ]
     return f"{row.title} on {words.ROWS.get(row.split, row.split)} was {', '.join(said)}."

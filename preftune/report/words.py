@@ -70,6 +70,12 @@ def number(value: float | None, *, percent: bool = False, sign: bool = False, di
     return f"{value:{plus}.{digits}g}".replace("-", "−")
 
 
+def _signed(value: float, form: str) -> str:
+    """With a sign, unless it rounds to zero."""
+    text = f"{value:+{form}}"
+    return (text[1:] if float(text) == 0 else text).replace("-", "−")
+
+
 def span(interval: Interval, *, percent: bool = False) -> str:
     """The 95 % interval as text: `42.1 to 51.3`, without the unit."""
     if not interval.is_bounded:
@@ -106,8 +112,8 @@ class Comparison:
         if self.difference is None:
             return "–"
         if self.percent:
-            return f"{self.difference.value * 100:+.1f} points".replace("-", "−")
-        return number(self.difference.value, sign=True)
+            return f"{_signed(self.difference.value * 100, '.1f')} points"
+        return number(self.difference.value, sign=self.difference.value != 0)
 
 
 def compare(run: Run) -> list[Comparison]:
@@ -209,7 +215,12 @@ def headline(run: Run, rows: list[Comparison]) -> tuple[str, str, str]:
         return (
             "same",
             f"{who} did not change measurably: {old} before, {new} after ({inside}).",
-            "The interval of the difference includes zero: these rows do not show that training helped." + pending,
+            "The interval of the difference includes zero: these rows do not show that training helped."
+            + (
+                " No checkpoint did better on validation, so the model is the one before training."
+                * (run.best_step == 0)
+            )
+            + pending,
         )
     sentence = f"{who} {moved} from {old} to {new} ({inside})."
     why = {
@@ -217,7 +228,7 @@ def headline(run: Run, rows: list[Comparison]) -> tuple[str, str, str]:
         "worse": "The model got worse on rows it was not trained on. Read the advice below before using it.",
         "unknown": "This metric is neither good nor bad by itself; see the table below.",
     }[row.verdict]
-    if row.split == "validation":
+    if row.split == "validation" and run.best_step is not None:
         why += " Validation rows also choose the best checkpoint, so this flatters the result a little."
     return row.verdict, sentence, why + pending
 

@@ -379,8 +379,9 @@ RULES = (
     Rule("reward-fall", ("reward/mean",), 5, _reward_fall),
     Rule("length-drift", ("reward/mean", "length/mean"), 5, _length_drift),
     Rule("truncated", ("length/truncated",), 5, _truncated),
-    Rule("entropy-collapse", ("entropy",), 5, _entropy_collapse),
-    Rule("entropy-rise", ("entropy",), 5, _entropy_rise),
+    # On fixed data a low entropy is what the data teaches; exploring matters where the policy writes.
+    Rule("entropy-collapse", ("entropy", "reward/mean"), 5, _entropy_collapse),
+    Rule("entropy-rise", ("entropy", "reward/mean"), 5, _entropy_rise),
     Rule("kl", ("kl",), 3, _kl),
     Rule("clipped", ("clip/high",), 5, _clipped),
     Rule("ratio", ("ratio/max",), 3, _ratio),

@@ -83,11 +83,25 @@ def backward(
         output.loss.backward()  # type: ignore[no-untyped-call]
         detached = output.loss.detach()
         loss_sum = detached if loss_sum is None else loss_sum + detached
-        parts.append(output.metrics)
+        parts.append(output.metrics | _sampler_drift(packed, tokens))
     metrics = merge_metrics(parts)
     if loss_sum is not None:
         metrics["loss"] = Additive(loss_sum, torch.ones_like(loss_sum))
     return metrics, packs
+
+
+def _sampler_drift(packed: Pack, tokens: TokenBatch) -> dict[str, Additive]:
+    """How far the sampler's log-probs lie from those of the same weights in the trainer. 0 but for rounding, where
+    the samples were drawn from the distribution that the trainer scores; not measured elsewhere."""
+    kept: list[float] = []
+    for completion in packed.completions:
+        if completion.logprobs is None or completion.distribution is None or not completion.distribution.is_plain:
+            return {}
+        kept.extend(p for p, wrote in zip(completion.logprobs, completion.mask, strict=True) if wrote)
+    now_T = (tokens.logprobs_T if tokens.old_logprobs_T is None else tokens.old_logprobs_T).detach()
+    delta_T = torch.tensor(kept, dtype=now_T.dtype, device=now_T.device) - now_T
+    ones_T = torch.ones_like(delta_T)
+    return {"sampler/kl": Additive.mean(delta_T, ones_T), "sampler/max_diff": Additive.maximum(delta_T.abs(), ones_T)}
 
 
 def token_batch(packed: Pack, batch: Batch, logprobs_T: Tensor, entropy_T: Tensor | None) -> TokenBatch:

@@ -26,7 +26,7 @@ class Journal:
         path.touch()
         with path.open("r+b") as file:
             file.truncate(length)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")  # a lone surrogate stays valid JSON
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line and hand it to the operating system. NaN and infinity become strings: JSON has neither."""

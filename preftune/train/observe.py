@@ -13,8 +13,6 @@ from preftune.rewards.collapse import distinct_n, longest_shared_substring, repe
 MAX_TRAIN_SAMPLES = 4
 """Completions of one training group that are written to samples.jsonl."""
 
-SHARED_CAP = 400
-"""Characters up to which shared substrings are searched."""
 
 
 def batch_metrics(groups: Sequence[Group], packs: Sequence[Pack], sampled: bool) -> dict[str, float]:
@@ -31,6 +29,7 @@ def batch_metrics(groups: Sequence[Group], packs: Sequence[Pack], sampled: bool)
     out["length/max"] = float(max(lengths, default=0))
     if not sampled:
         return out
+    out["length/chars"] = fmean([len(c.text) for c in completions])
     scores = [g.scores for g in groups]
     out["reward/mean"] = fmean([s for row in scores for s in row])
     out["reward/std"] = fmean([stdev(row) if len(row) > 1 else 0.0 for row in scores])
@@ -39,7 +38,7 @@ def batch_metrics(groups: Sequence[Group], packs: Sequence[Pack], sampled: bool)
     out["length/eos"] = fmean([float(c.finish == "eos") for c in completions])
     by_prompt = [[c.text for c in g.completions] for g in groups]
     out["diversity/distinct_2"] = distinct_n([texts[0] for texts in by_prompt], 2)
-    out["diversity/shared_substring"] = float(longest_shared_substring(by_prompt, SHARED_CAP))
+    out["diversity/shared_substring"] = float(longest_shared_substring(by_prompt))
     out["diversity/repetition"] = fmean([repetition(c.text) for c in completions])
     return out
 

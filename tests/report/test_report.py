@@ -364,7 +364,29 @@ def test_pipeline_joins_its_stages(tmp_path: Path) -> None:
     assert [mark["x"] for mark in reward["marks"]] == [0, 20]
     assert [series["name"] for series in reward["series"]] == ["warm-up", "grpo"]
     assert reward["series"][1]["x"][0] == 21
-    assert "before the first stage" in page.words
+    numbers = [json.loads((folder / name / "summary.json").read_text()) for name in ("warm-up", "grpo")]
+    before = numbers[0]["before"]["test"]["reward/accuracy"]["value"]
+    after = [each["after"]["test"]["reward/accuracy"]["value"] for each in numbers]
+    said = f"was {before:.1%} before warm-up, {after[0]:.1%} after warm-up, {after[1]:.1%} after grpo."
+    assert f"Accuracy on held-out rows {said.replace('%', ' %')}" in page.words
+
+
+def test_pipeline_headline_is_the_last_stages_metric(tmp_path: Path) -> None:
+    folder = make_pipeline(tmp_path / "pipe", steps=10)
+    set_result(folder / "warm-up", 2.3, 1.9, -0.5, -0.3, metric="nll")
+    set_result(folder / "grpo", 0.3, 0.8, 0.45, 0.55)
+    words = read(folder).words
+    assert "Accuracy on held-out rows was 30.0 % before grpo, 80.0 % after grpo." in words
+    assert re.search(r"Loss per token \(NLL\)\s*2\.3 ", words)
+
+
+def test_no_change_carries_no_sign(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=10)
+    set_result(folder, 0.5, 0.5, -0.05, 0.05)
+    rewrite(folder / "summary.json", best_step=0)
+    words = read(folder).words
+    assert "50.0 % before, 50.0 % after (0.0 points, 95 % interval −5.0 to 5.0)." in words
+    assert "the model is the one before training" in words
 
 
 def test_pipeline_stage_names_can_not_lead_out_of_the_folder(tmp_path: Path) -> None:

@@ -57,11 +57,14 @@
     const grid = css.getPropertyValue("--line").trim();
     const shapes = [], annotations = [];
     const mark = (x, label, dash, anchor) => {
-      shapes.push({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: ink, width: 1, dash } });
+      if (x > 0 || chart.marks.length === 0) shapes.push({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: ink, width: 1, dash } });
       annotations.push({ x, y: 1, yref: "paper", yanchor: "bottom", xanchor: anchor, text: plain(label), showarrow: false, font: { size: 11, color: ink } });
     };
     if (chart.best !== null) mark(chart.best, `best: step ${chart.best}`, "dot", "center");
     for (const m of chart.marks) mark(m.x, m.label, "dash", "left");
+    const values = chart.series.flatMap((s) => [...s.y, ...(s.low || []), ...(s.high || [])]).filter((y) => y !== null);
+    // Plotly would widen a constant share to twice its size.
+    const flat = chart.percent && Math.min(...values) === Math.max(...values);
     return {
       autosize: true, height: chart.wide ? 300 : 230,
       margin: { l: 52, r: 14, t: annotations.length ? 22 : 8, b: 26 },
@@ -71,6 +74,8 @@
       yaxis: {
         gridcolor: grid, zeroline: false, type: chart.log ? "log" : "linear", rangemode: chart.kind === "stack" ? "tozero" : "normal",
         tickformat: chart.percent ? ".2~%" : undefined, exponentformat: "power", nticks: 6,
+        dtick: chart.log && Math.max(...values) < 100 * Math.min(...values) ? "D2" : undefined, // ticks at 1, 2, 5
+        range: flat ? [-0.03, 1.03] : undefined,
         ticksuffix: chart.kind === "stack" ? " s" : "",
       },
       hovermode: "x unified", hoverlabel: { bgcolor: css.getPropertyValue("--card").trim(), bordercolor: grid },
