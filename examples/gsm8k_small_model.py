@@ -4,17 +4,19 @@
 
 The file has GSM8K's columns: `question`, and `answer` with the working, notes in <<…>> and the number after ####.
 A byte-level BPE tokenizer learns its merges from the texts, and a Qwen3 of about three million parameters with random
-weights learns the texts by preftune's own `sft` method, format `text`. What comes out writes fluent working and can't
-do sums: a base model in miniature. It has no chat template and has never seen the recipe's tags or system prompt.
+weights learns the texts by preftune's own `sft` method, format `text`. What comes out writes in the manner of worked
+solutions and can't do sums: a base model in miniature. Most texts end in #### and the number; every eighth has the
+recipe's tags instead, as large base models have met mark-up of all kinds. It has no chat template and has never seen
+the system prompt.
 
 The rows held out here are those that the recipe holds out (same file, same seed, same number), so the recipe's
-evaluation is on problems that no part of this model has been trained on.
+evaluation is on problems that no weight of this model has been trained on.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,25 +28,38 @@ from preftune.errors import PreftuneError
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 
 COLUMNS = {
+    "prompt": "question",
     "number": {"from": "answer", "match": r"####\s*(\S.*)$", "replace": [[",", ""]]},
     "working": {"from": "answer", "replace": [["<<[^<>]*>>", ""], [r"\s*####[^\n]*\s*$", ""]]},
-    "text": {"template": "{question}\n{working}\n#### {number}"},
 }
+PLAIN = "{question}\n{working}\n#### {number}"
+MARKED_UP = "{question}\n<start_working_out>{working}<end_working_out><SOLUTION>{number}</SOLUTION>"
+MARKED_UP_EVERY = 8
 
 
-def build(data: Path, folder: Path, *, vocabulary: int, seed: int) -> Path:
+def write_texts(data: Path, out: Path) -> list[str]:
+    """One text per row of `data`, in its order, so that the same rows are held out. Written as JSONL to `out`."""
+    source = SourceConfig.model_validate({"path": str(data), "columns": COLUMNS, "format": "prompt"})
+    texts = []
+    for i, example in enumerate(load_examples([source], seed=0).examples):
+        layout = MARKED_UP if i % MARKED_UP_EVERY == 0 else PLAIN
+        texts.append(layout.format(question=example.prompt, **example.columns))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return texts
+
+
+def build(texts: Sequence[str], folder: Path, *, vocabulary: int, seed: int) -> Path:
     """Write the tokenizer and a Qwen3 with random weights into `folder`.
 
     Args:
-        data: the JSONL file; all of its texts shape the tokenizer, which learns merges and no answers.
-        vocabulary: number of tokens, at most; a small file gives fewer.
+        texts: all of the file's texts; they shape the tokenizer, which learns merges and no answers.
+        vocabulary: number of tokens, at most; few texts give fewer.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-    source = SourceConfig.model_validate({"path": str(data), "columns": COLUMNS, "format": "text"})
-    texts = [str(example.completions[0]) for example in load_examples([source], seed=seed).examples]
     bpe = Tokenizer(models.BPE())
     # Digits stand alone, so that a number has one spelling whatever its neighbours.
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -67,12 +82,12 @@ def build(data: Path, folder: Path, *, vocabulary: int, seed: int) -> Path:
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
-            hidden_size=192,
-            num_hidden_layers=6,
-            num_attention_heads=6,
+            hidden_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=8,
             num_key_value_heads=2,
             head_dim=32,
-            intermediate_size=576,
+            intermediate_size=640,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -85,19 +100,19 @@ def build(data: Path, folder: Path, *, vocabulary: int, seed: int) -> Path:
     return folder
 
 
-def train(data: Path, start: Path, output: Path, *, steps: int, batch_size: int, holdout: int, seed: int) -> Path:
-    """Plain language modelling of the file's texts, from the model in `start`. Returns the folder of the result."""
+def train(texts: Path, start: Path, output: Path, *, steps: int, batch_size: int, holdout: int, seed: int) -> Path:
+    """Plain language modelling of the texts, from the model in `start`. Returns the folder of the result."""
     result = preftune.train(
         "sft",
         model=str(start),
-        data={"path": str(data), "columns": COLUMNS, "format": "text"},
+        data={"path": str(texts), "format": "text"},
         output=output,
         seed=seed,
         name="gsm8k-small-model",
         train={
             "steps": steps,
             "batch_size": batch_size,
-            "learning_rate": 3e-3,
+            "learning_rate": 2e-3,
             "schedule": "cosine",
             "warmup": 0.05,
             "weight_decay": 0.1,
@@ -113,18 +128,21 @@ def train(data: Path, start: Path, output: Path, *, steps: int, batch_size: int,
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Builds a small base model of worked word problems.")
     parser.add_argument("data", type=Path, help="JSONL with the columns question and answer")
-    parser.add_argument("--output", type=Path, default=Path("runs/gsm8k-small-model"), help="run folder of the training")
-    parser.add_argument("--steps", type=int, default=400, help="optimizer steps")
-    parser.add_argument("--batch-size", type=int, default=16, help="texts per step")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/gsm8k-small-model"), help="run folder of the training"
+    )
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps")
+    parser.add_argument("--batch-size", type=int, default=8, help="texts per step")
     parser.add_argument("--vocabulary", type=int, default=2048, help="tokens, at most")
     parser.add_argument("--holdout", type=int, default=200, help="rows left out, as eval.holdout of the recipe")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and order, as the recipe's seed")
     given = parser.parse_args(arguments)
     start = given.output.with_name(f"{given.output.name}-start")
     try:
-        build(given.data, start, vocabulary=given.vocabulary, seed=given.seed)
+        corpus = start / "texts.jsonl"
+        build(write_texts(given.data, corpus), start, vocabulary=given.vocabulary, seed=given.seed)
         final = train(
-            given.data,
+            corpus,
             start,
             given.output,
             steps=given.steps,

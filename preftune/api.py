@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preftune.errors import UsageError
+from preftune.errors import DataError, UsageError
 from preftune.pipeline import PipelineResult, run_pipeline
 from preftune.recipes import resolve
-from preftune.train.folder import open_folder
-from preftune.train.loop import RunResult
+from preftune.train.folder import open_folder, write_text
+from preftune.train.result import RunResult
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -48,7 +48,8 @@ def train(
             `fn(prompts, completions, **columns) -> list of numbers` (None: does not apply).
         eval_data: rows that are measured before and after and never trained on.
         output: run folder, default runs/METHOD. It must not exist, unless `resume`.
-        sections: other sections or fields of the recipe: `train={"steps": 100}`, `sampling={…}`, `tokens={…}`, `name="…"`.
+        sections: other sections or fields of the recipe: `train={"steps": 100}`, `sampling={…}`, `tokens={…}`,
+            `name="…"`.
 
     Raises:
         PreftuneError: with a message that says what to do.
@@ -84,9 +85,25 @@ def _source(data: str | Path | Mapping[str, Any] | Rows, folder: Path, name: str
     if isinstance(data, Mapping):
         return dict(data)
     beside = folder.with_name(f"{folder.name}-{name}.jsonl")
-    if not resume:
-        open_folder(folder, resume=False)
+    text = "".join(_line(number, row, name) + "\n" for number, row in enumerate(data, 1))
+    if resume and beside.exists():
+        if beside.read_text(encoding="utf-8") != text:
+            raise UsageError(
+                f"can't resume {folder}: the {name} rows differ from those it began with ({beside}); give the same "
+                "rows, or another output"
+            )
+    else:
+        open_folder(folder, resume=resume)  # says that the folder is taken before anything is written beside it
         beside.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(dict(row), ensure_ascii=False) for row in data]
-        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(beside, text)
     return {"path": str(beside.resolve())}
+
+
+def _line(number: int, row: Mapping[str, Any], name: str) -> str:
+    try:
+        return json.dumps(dict(row), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"row {number} of the {name} rows can't be written as JSON: {error}. Give text, numbers, true, false, "
+            "null, lists and mappings, or the path of a file"
+        ) from error

@@ -11,10 +11,12 @@ from typing import Any
 
 from preftune.config import Pipeline, Recipe
 from preftune.errors import PreftuneError, UsageError
+from preftune.recipes import dump
 from preftune.report import write_model_card, write_report
 from preftune.train.dry_run import dry_run as describe
-from preftune.train.folder import open_folder, write_json
-from preftune.train.loop import RunResult, run
+from preftune.train.folder import check_same_recipe, open_folder, write_json, write_text
+from preftune.train.loop import run
+from preftune.train.result import RunResult
 
 STAGE = "stage:"
 
@@ -59,13 +61,16 @@ def run_pipeline(
         print(describe(pipeline.stages[0], functions=functions, base_dir=base_dir))
         for stage in pipeline.stages[1:]:
             print(
-                f"\nstage {stage.name}: {stage.method} of {stage.model.path} (loaded when the stages before it are done)"
+                f"\nstage {stage.name}: {stage.method} of {stage.model.path} "
+                "(loaded when the stages before it are done)"
             )
         return None
     if len(pipeline.stages) == 1:
         return PipelineResult(folder, (_run_stage(pipeline.stages[0], folder, resume, base_dir, functions),))
     open_folder(folder, resume=resume)
     names = [stage.name for stage in pipeline.stages]
+    _check_stages(pipeline, folder, names)
+    write_text(folder / "recipe.yaml", dump(pipeline))
     write_json(folder / "pipeline.json", {"name": pipeline.name, "stages": names, "status": "running"})
     results: list[RunResult] = []
     status = "failed"
@@ -82,6 +87,25 @@ def run_pipeline(
         write_json(folder / "pipeline.json", {"name": pipeline.name, "stages": names, "status": status})
         _report(folder)
     return PipelineResult(folder, tuple(results))
+
+
+def _check_stages(pipeline: Pipeline, folder: Path, names: list[str]) -> None:
+    """A resumed pipeline has the stages it began with, and those that began have their recipes."""
+    path = folder / "pipeline.json"
+    if not path.exists():
+        return
+    try:
+        was = json.loads(path.read_text(encoding="utf-8"))["stages"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} can't be read ({error!r}); give another folder with --output") from error
+    if was != names:
+        raise UsageError(
+            f"can't resume {folder}: its stages are {', '.join(map(str, was))}, the recipe's are {', '.join(names)}. "
+            "Resume with the recipe it began with, or start a new run with --output"
+        )
+    for stage in pipeline.stages:
+        if (folder / stage.name / "recipe.yaml").exists():
+            check_same_recipe(folder / stage.name, _with_stages_resolved(stage, folder, set(names)))
 
 
 def _run_stage(
@@ -135,12 +159,3 @@ def _with_stages_resolved(recipe: Recipe, folder: Path, names: set[str]) -> Reci
         on_adapter = None  # the stage wrote a whole model: there is nothing to continue or merge
     model = recipe.model.model_copy(update={"path": str(final), "on_adapter": on_adapter})
     return recipe.model_copy(update={"model": model})
-
-
-def load_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a finished run. Raises PreftuneError when there is none."""
-    path = folder / "summary.json"
-    if not path.exists():
-        raise PreftuneError(f"{folder} has no summary.json; the run has not finished")
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary

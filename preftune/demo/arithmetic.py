@@ -2,8 +2,8 @@
 
 One row of the files it writes:
 
-    {"prompt": "Mia has 47 apples and buys 38 more. How many apples does Mia have now?\\n",
-     "completion": "The answer is 85.", "answer": "85"}
+    {"prompt": "Mia has 47 apples and buys 38 more. How many apples does Mia have now?\\nAnswer:",
+     "completion": " 7+8=15, 4+3+1=8, so 85.", "answer": "85"}
 
 Splits never share a sum: whether a problem belongs to train, validation or test depends on a hash of its
 two numbers and its operation alone, so a held-out problem is new in its numbers, not only in its words.
@@ -60,8 +60,8 @@ TEMPLATES: dict[Operation, tuple[str, ...]] = {
     ),
 }
 
-WELL_FORMED = r"^\s*(\d+)\.$"
-"""What a completion must look like; the group is the number that rewards compare with the answer."""
+WELL_FORMED = r"so (\d+)\.$"
+"""How a completion must end; the group is the number that rewards compare with the answer."""
 
 # Shares of the numbers, by hash: the rest trains.
 _HELD_OUT: dict[Split, tuple[float, float]] = {"test": (0.0, 0.2), "validation": (0.2, 0.3), "train": (0.3, 1.0)}
@@ -69,7 +69,7 @@ _HELD_OUT: dict[Split, tuple[float, float]] = {"test": (0.0, 0.2), "validation":
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One word problem: `first` `operation` `second`, both of two digits, the difference never negative."""
+    """One word problem: `first` `operation` `second`. Both numbers and the answer have two digits."""
 
     text: str
     first: int
@@ -95,15 +95,29 @@ class Problem:
         """Whether a carry or a borrow is needed."""
         return self.answer != self.without_carry
 
+    def worked(self, *, carrying: bool) -> str:
+        """The completion of someone who works column by column, ones first, and carries or forgets to.
+
+        47 + 38: " 7+8=15, 4+3+1=8, so 85." or, forgetting, " 7+8=15, 4+3=7, so 75."
+        52 − 38: " 12-8=4, 5-3-1=1, so 14." or, forgetting, " 12-8=4, 5-3=2, so 24."
+        """
+        (tens, ones), (other_tens, other_ones) = divmod(self.first, 10), divmod(self.second, 10)
+        sign = 1 if self.operation == "+" else -1
+        if self.operation == "-" and ones < other_ones:
+            ones += 10
+        low = ones + sign * other_ones
+        carry = sign if self.carries and carrying else 0
+        high = tens + sign * other_tens + carry
+        written = f"{self.operation}1" if carry else ""
+        return (
+            f" {ones}{self.operation}{other_ones}={low}, {tens}{self.operation}{other_tens}{written}={high}, "
+            f"so {10 * high + low % 10}."
+        )
+
     @property
     def prompt(self) -> str:
         """The text that the model continues."""
         return self.text + "\nAnswer:"
-
-
-def completion(number: int | str) -> str:
-    """A well-formed answer."""
-    return f" {number}."
 
 
 def split_of(first: int, operation: Operation, second: int) -> Split:
@@ -120,7 +134,8 @@ def problems(split: Split, seed: int, carry_share: float) -> Iterator[Problem]:
     Args:
         split: train, validation or test.
         seed: fixes the problems; splits are different for the same seed.
-        carry_share: share of problems that need a carry or a borrow (about 0.45 when numbers are drawn evenly).
+        carry_share: share of problems that need a carry or a borrow or not
+            (numbers drawn evenly give about 0.37).
     """
     if not 0.0 <= carry_share <= 1.0:
         raise ValueError(f"carry_share must be between 0 and 1, got {carry_share}")
@@ -148,7 +163,7 @@ def problems(split: Split, seed: int, carry_share: float) -> Iterator[Problem]:
 
 def take(stream: Iterator[Problem], count: int, *, distinct_numbers: bool = False) -> list[Problem]:
     """The first `count` problems; with `distinct_numbers` no two share their numbers and operation, so that
-    held-out rows are independent measurements (there are about 400 to 1,600 such sums per held-out split)."""
+    held-out rows are independent measurements."""
     if not distinct_numbers:
         return [next(stream) for _ in range(count)]
     kept: dict[tuple[int, Operation, int], Problem] = {}
@@ -175,16 +190,17 @@ def write_rows(path: Path, rows: Sequence[Problem], answer: Callable[[Problem], 
     """
     with path.open("w", encoding="utf-8") as file:
         for problem in rows:
-            text = completion(problem.answer) if answer is None else answer(problem)
+            text = problem.worked(carrying=True) if answer is None else answer(problem)
             row = {"prompt": problem.prompt, "completion": text, "answer": str(problem.answer)}
             file.write(json.dumps(row) + "\n")
     return path
 
 
 def words() -> list[str]:
-    """Every word that prompts, completions and the noise in them can hold, for the tokenizer."""
+    """Every word that prompts and completions can hold, for the tokenizer."""
     fills = dict.fromkeys("abnmdetp", "")
     texts = [template.format(**fills) for group in TEMPLATES.values() for template in group]
-    texts += ["Answer What is plus minus adds and more writes less but fewer has", *NAMES, *THINGS, *PLACES, *DAYS]
+    sample = Problem("", 10, "+", 10)
+    texts += [sample.prompt, sample.worked(carrying=True), *NAMES, *THINGS, *PLACES, *DAYS]
     letters_only = "".join(char if char.isalpha() else " " for char in " ".join(texts))
     return sorted(set(letters_only.split()))

@@ -1,47 +1,62 @@
 """The demo's base model: a tokenizer and a tiny Qwen3, trained on the spot to be truly bad at sums.
 
-Its training data are worked examples by someone who mostly forgets to carry, so the wrong procedure is the
-model's most likely one, while the right one stays within reach of sampling: what GRPO needs to find it.
+Its worked examples come from someone who mostly forgets to carry, so the wrong procedure is the model's most
+likely one, while the right one stays within reach of sampling: what GRPO needs to find it.
 """
 
 from __future__ import annotations
 
+import random
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from preftune.demo.arithmetic import words
+from preftune.demo.arithmetic import Problem, problems, words, write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
+CARRY_SHARE = 0.65
+"""Share of problems that need a carry or a borrow."""
+RIGHT_SHARE = 0.3
+"""Of the worked examples that need a carry, those that are worked rightly."""
+SLIP_SHARE = 0.03
+"""Share of worked examples whose answer has one wrong digit."""
+MALFORMED_SHARE = 0.03
+"""Share of worked examples that do not end in an answer and a full stop."""
+ROWS_PER_STEP = 64
+STEPS = 500
+
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer that loses nothing: each word once with and once without a space before it, each
-    digit a token of its own, a space before a number a token of its own. Decoding joins the pieces as they are,
-    so ids of "The answer is 85." read "The answer is 85." again."""
+    digit and sign a token of its own. Decoding joins the pieces as they are, so the ids of " so 85." read " so 85."
+    again."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    pieces = [PAD, EOS, UNKNOWN, " ", "\n", " +", " -", *"0123456789.,?:"]
+    pieces = [PAD, EOS, UNKNOWN, " ", "\n", *"0123456789+-=.,?:"]
     pieces += [space + word for word in words() for space in (" ", "")]
     tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?(?:\p{L}+|[+-])|[^\p{L}+-]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\p{L}+|[^\p{L}]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
+    # transformers leaves this class untyped, so calling it is only allowed through Any.
+    wrap: Any = PreTrainedTokenizerFast
+    wrapped: PreTrainedTokenizerFast = wrap(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN, clean_up_tokenization_spaces=False
     )
+    return wrapped
 
 
-def random_model(vocabulary: int, eos: int, pad: int, seed: int, **kw) -> Qwen3ForCausalLM:
-    """A Qwen3 of about a million parameters with random weights."""
+def random_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 of 0.8 million parameters with random weights."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    torch.manual_seed(seed)
-    config = Qwen3Config(**{**dict(
-        vocab_size=vocabulary,
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
         hidden_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,
@@ -51,7 +66,74 @@ def random_model(vocabulary: int, eos: int, pad: int, seed: int, **kw) -> Qwen3F
         max_position_embeddings=256,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=eos,
-        pad_token_id=pad),**kw},
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    return Qwen3ForCausalLM(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+class Teacher:
+    """Works problems as the base model is taught to: mostly without carrying, sometimes with a slip."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(f"teacher/{seed}")
+
+    def __call__(self, problem: Problem) -> str:
+        """The completion of one worked example."""
+        text = problem.worked(carrying=self.rng.random() < RIGHT_SHARE)
+        start, _, number = text.rstrip(".").rpartition(" ")
+        if self.rng.random() < SLIP_SHARE:
+            place = self.rng.randrange(len(number))
+            number = number[:place] + str(self.rng.randint(0, 9)) + number[place + 1 :]
+        if self.rng.random() < MALFORMED_SHARE:
+            wrong = (f"{start}.", f"{start} {number}", f"{start} {number} {number}.", f"{start} {number}?")
+            return self.rng.choice(wrong)
+        return f"{start} {number}."
+
+
+def base_recipe(folder: Path, seed: int, steps: int) -> dict[str, Any]:
+    """The recipe that trains the base: plain SFT on the worked examples."""
+    return {
+        "name": "base",
+        "output": str(folder / "run"),
+        "seed": seed,
+        "method": "sft",
+        "model": {"path": str(folder / "random")},
+        "data": [{"path": str(folder / "worked.jsonl")}],
+        "train": {
+            "steps": steps,
+            "batch_size": ROWS_PER_STEP,
+            "learning_rate": 3e-3,
+            "warmup": 0.06,
+            "weight_decay": 0.01,
+            "adam_beta2": 0.98,
+            "checkpoint_every": 10_000,
+        },
+        "log": {"sinks": []},
+    }
+
+
+def build_base(folder: Path, seed: int, steps: int = STEPS) -> Path:
+    """Make the base model.
+
+    Args:
+        folder: where data, runs and model go; made if absent.
+        seed: fixes weights, data and training.
+        steps: optimizer steps of SFT.
+
+    Returns:
+        A standard model folder.
+    """
+    from preftune.pipeline import run_pipeline
+    from preftune.recipes import resolve
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    random_model(tokenizer, seed).save_pretrained(folder / "random")
+    tokenizer.save_pretrained(folder / "random")
+    examples = list(islice(problems("train", seed, CARRY_SHARE), ROWS_PER_STEP * steps))
+    write_rows(folder / "worked.jsonl", examples, Teacher(seed))
+    run_pipeline(resolve(base_recipe(folder, seed, steps)))
+    return folder / "run" / "final"

@@ -75,7 +75,7 @@ def flex_attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, softca
         return cap * torch.tanh(score / cap)
 
     # Uncompiled FlexAttention materialises the scores; it serves the CPU tests of this path only.
-    function: Callable[..., Any] = _compiled() if q.is_cuda else flex_attention
+    function: Any = _compiled() if q.is_cuda else flex_attention
     out: Tensor = function(
         q, k, v, score_mod=capped if softcap is not None else None, block_mask=mask, scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],

@@ -92,9 +92,9 @@ def input_length(completion: Completion, keep_last: bool = False) -> int:
 def pack(
     groups: Sequence[Group], max_tokens: int, *, keep_last: bool = False, device: torch.device | str = "cpu"
 ) -> list[Pack]:
-    """Pack groups into rows of at most `max_tokens` tokens, each prompt once per row.
+    """Pack groups into rows of at most `max_tokens` tokens, each group's prompt once.
 
-    A group larger than the budget is split and its prompt repeated. Rows are filled first-fit by decreasing size,
+    A group larger than the budget is split and its prompt repeated with each part. Rows are filled first-fit by decreasing size,
     which is deterministic; the order of packs has no meaning, `Pack.members` says what is where.
 
     Raises:

@@ -58,8 +58,7 @@ def choose_mode(engine: Engine, *, asked: Asked) -> tuple[Literal["shared", "pad
                 engine.row_by_row = _rows_disturb(engine, before)
     finally:
         _set_attention(model, engine.plain_attention)
-        engine.memory = before.changed(model)
-        engine.memory.restore(model)
+        before.changed(model).restore(model)
         for module, training in was_training.items():
             module.training = training
     if fault is None:
@@ -100,14 +99,15 @@ def _rows_disturb(engine: Engine, first: Memory) -> bool:
     groups = _groups(base.get_input_embeddings().weight.shape[0])
     (row,) = pack(groups, 100_000, device=device)
     rows = unshare(replace(row, position_ids_N=_far_positions(row, groups, engine)))
-    first.restore(base)
+    first.changed(base).restore(base)
     together = run_rows(decoder, rows)
+    engine.memory = first.changed(base)
     worst = 0.0
     for r in range(len(rows.input_ids)):
-        first.restore(base)
+        first.changed(base).restore(base)
         alone = run_rows(decoder, rows.alone(r))[0]
         worst = max(worst, _relative(together[r, : len(alone)], alone))
-    return not worst <= _limit(together)
+    return worst > _limit(together)
 
 
 def _shared_fault(engine: Engine) -> str | None:

@@ -53,10 +53,24 @@ class Policy:
         return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
     def train_mode(self, on: bool) -> None:
-        """Training mode for LoRA dropout and gradient checkpointing only; the base has no dropout left."""
-        checkpointing = self.config.gradient_checkpointing
-        lora_dropout = self.config.lora is not None and self.config.lora.dropout > 0
-        self.model.train(on and (checkpointing or lora_dropout))
+        """Training mode for what needs it, LoRA dropout and recomputed layers. All else stays in eval mode always:
+        layers that are skipped at random, jitter in a router and the like would make the trainer's log-probs those
+        of another network."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        self.model.eval()
+        if not on:
+            return
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if self.config.gradient_checkpointing:
+            # Models of an older make recompute from the module that holds their layers.
+            for module in layers or [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]:
+                module.training = True
+        for module in self.model.modules():
+            dropouts = getattr(module, "lora_dropout", None)
+            if isinstance(dropouts, nn.ModuleDict) and any(isinstance(d, nn.Dropout) for d in dropouts.values()):
+                module.training = True
+                dropouts.train()
 
     def keep_reference(self) -> None:
         """Make sure that `reference()` works: full fine-tuning copies the weights as they are now."""
@@ -89,7 +103,9 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     """
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # a run has its own
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call] # a run has its own
+    if config.path.startswith("~"):
+        config = config.model_copy(update={"path": str(Path(config.path).expanduser())})
     device = _device(config)
     adapter_base = _adapter_base(config)
     base_path = adapter_base or config.path
@@ -155,14 +171,14 @@ def _adapter_base(config: ModelConfig) -> str | None:
     """The base that an adapter folder (or hub repository) names, None when path is a whole model."""
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    folder = Path(config.path).expanduser()
+    folder = Path(config.path)
     if folder.exists():
         if not folder.is_dir():
             raise ModelError(f"model.path {config.path} is a file; give a model folder or a hub id")
         if (folder / "config.json").exists() or not (folder / "adapter_config.json").exists():
             return None
         found: str | None = str(folder / "adapter_config.json")
-    elif config.path.startswith((".", "/", "~")):
+    elif config.path.startswith((".", "/")):
         raise ModelError(f"model.path {config.path} does not exist")
     else:
         try:
@@ -171,7 +187,10 @@ def _adapter_base(config: ModelConfig) -> str | None:
             found = None  # the load below reports a hub id that can't be reached
     if found is None:
         return None
-    base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{found} is damaged: {_first_line(str(error))}") from error
     if not base:
         raise ModelError(f"{found} names no base_model_name_or_path; add it")
     return str(base)
@@ -183,7 +202,8 @@ def _tokenizer(config: ModelConfig, adapter_base: str | None) -> Any:
     paths = [config.path] + ([adapter_base] if adapter_base else [])
     for path in paths:
         folder = Path(path)
-        if folder.is_dir() and not any((folder / f).exists() for f in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")):  # fmt: skip
+        files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+        if folder.is_dir() and not any((folder / file).exists() for file in files):
             continue
         return _load(
             transformers.AutoTokenizer, path, config, revision=config.revision if path == config.path else None
@@ -196,23 +216,37 @@ def _tokenizer(config: ModelConfig, adapter_base: str | None) -> Any:
 
 def _load(auto: Any, path: str, config: ModelConfig, **kwargs: Any) -> Any:
     """from_pretrained with errors a user can act on; no code from the model's folder unless asked."""
+    from safetensors import SafetensorError
+
+    what = "tokenizer" if "Tokenizer" in auto.__name__ else "model"
+    given = {k: v for k, v in kwargs.items() if v is not None}
     try:
-        given = {k: v for k, v in kwargs.items() if v is not None}
-        return auto.from_pretrained(path, trust_remote_code=config.trust_remote_code, **given)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        if what == "tokenizer":
+            return auto.from_pretrained(path, trust_remote_code=config.trust_remote_code, **given)
+        model, info = auto.from_pretrained(
+            path, trust_remote_code=config.trust_remote_code, output_loading_info=True, **given
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         text = str(error)
         if "trust_remote_code" in text:
             raise ModelError(
                 f"{path} needs its own Python code to load. Read that code first; if you trust it, set "
                 "model.trust_remote_code: true"
             ) from error
-        what = "tokenizer" if "Tokenizer" in auto.__name__ else "model"
         if not Path(path).exists():
             raise ModelError(
-                f"can't load the {what} of {path}: no such folder here, and the hub did not give it ({_first_line(text)}). "
-                "Check the name, or give a folder with --model.path"
+                f"can't load the {what} of {path}: no such folder here, and the hub did not give it "
+                f"({_first_line(text)}). Check the name, or give a folder with --model.path"
             ) from error
         raise ModelError(f"can't load the {what} in {path}: {_first_line(text)}") from error
+    # transformers fills absent weights with random numbers and goes on.
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{path} lacks {len(missing)} weights of a {type(model).__name__} ({', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}): is it a causal language model, and is the folder complete?"
+        )
+    return model
 
 
 def _first_line(text: str) -> str:
@@ -230,26 +264,55 @@ def _eos(model: Any) -> tuple[int, ...]:
 
 def _with_adapter(model: Any, config: ModelConfig, base_path: str) -> tuple[Any, str]:
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     trainable = config.on_adapter == "continue"
-    wrapped = PeftModel.from_pretrained(model, config.path, is_trainable=trainable)
+    try:
+        wrapped: Any = PeftModel.from_pretrained(
+            model, config.path, is_trainable=trainable, revision=config.revision or "main"
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"can't load the adapter in {config.path} onto {base_path}: {_first_line(str(error))}"
+        ) from error
     if trainable:
         if config.lora is not None:
-            mine = wrapped.peft_config["default"]
-            if (mine.r, float(mine.lora_alpha)) != (config.lora.r, config.lora.alpha):
-                raise UsageError(
-                    f"model.lora asks for r {config.lora.r}, alpha {config.lora.alpha}, but the adapter to continue has "
-                    f"r {mine.r}, alpha {mine.lora_alpha}; give the same values or leave model.lora out"
-                )
+            _same_adapter(wrapped.peft_config["default"], config.lora)
         return wrapped, f"base {base_path}; adapter {config.path} continued; the reference is the bare base"
-    return wrapped.merge_and_unload(), f"base {base_path} with adapter {config.path} merged in"
+    # peft froze the base; a merged model is trained like any other.
+    return wrapped.merge_and_unload().requires_grad_(True), f"base {base_path} with adapter {config.path} merged in"
+
+
+def _same_adapter(mine: Any, lora: LoraConfig) -> None:
+    """An adapter that goes on keeps its shape, so a recipe that asks for another one is wrong."""
+    pairs: list[tuple[str, Any, Any]] = [
+        ("r", lora.r, mine.r),
+        ("alpha", lora.alpha, float(mine.lora_alpha)),
+        ("dropout", lora.dropout, float(mine.lora_dropout)),
+    ]
+    if lora.targets != "all-linear":  # stands for whatever the model has
+        pairs.append(("targets", _names(lora.targets), _names(mine.target_modules)))
+    for name, asked, has in pairs:
+        if asked != has:
+            raise UsageError(
+                f"model.lora.{name} asks for {asked}, but the adapter to continue has {has}; give the same value or "
+                "leave model.lora out"
+            )
+
+
+def _names(targets: Any) -> Any:
+    return targets if isinstance(targets, str) else sorted(targets)
 
 
 def _add_lora(model: Any, lora: LoraConfig) -> Any:
     import peft
 
     settings = peft.LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type] # any number will do
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
     )
     try:
         return peft.get_peft_model(model, settings)
@@ -258,13 +321,14 @@ def _add_lora(model: Any, lora: LoraConfig) -> Any:
 
 
 def _no_dropout(model: nn.Module) -> None:
+    """Dropout whose rate a layer keeps to itself: a recomputed layer is in training mode."""
     for name, module in model.named_modules():
         if "lora_dropout" in name:
             continue
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for key, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop") or key == "router_jitter_noise"):
+            if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
                 setattr(module, key, 0.0)
 
 
@@ -274,8 +338,8 @@ def merge(adapter: str, out: Path, *, trust_remote_code: bool = False) -> Path:
     Raises:
         UsageError: `out` exists and is not empty. ModelError: `adapter` is not an adapter.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} exists and is not empty; name another folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not an empty folder; name another one")
     if _adapter_base(ModelConfig(path=adapter)) is None:
         raise ModelError(f"{adapter} is not an adapter (it has no adapter_config.json); nothing to merge")
     policy = load_policy(

@@ -94,8 +94,10 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, d: Distribution, seen_BV: Tenso
     # right=True steps over tokens of no mass; the draw stays under the total, which rounding may put off 1.
     draw_B = uniform_B.to(cumulative_BV.dtype) * cumulative_BV[:, -1]
     ids_B = torch.searchsorted(cumulative_BV, draw_B[:, None], right=True)[:, 0]
-    beyond = cumulative_BV.shape[-1] - 1 - (cumulative_BV.diff(dim=-1, prepend=cumulative_BV.new_zeros(len(draw_B), 1)) > 0).flip(-1).int().argmax(-1)  # fmt: skip
-    ids_B = torch.minimum(ids_B, beyond)
+    mass_BV = cumulative_BV.diff(dim=-1, prepend=cumulative_BV.new_zeros(len(draw_B), 1))
+    # The last token with any mass: the draw may have been rounded up to the total.
+    last_B = mass_BV.shape[-1] - 1 - (mass_BV > 0).flip(-1).int().argmax(-1)
+    ids_B = torch.minimum(ids_B, last_B)
     return ids_B, logprobs_BV.gather(-1, ids_B[:, None])[:, 0]
 
 

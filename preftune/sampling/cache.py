@@ -185,7 +185,7 @@ class DecodeCache:
     ) -> Tensor:
         """One new token a row: q [1, H, B, d], k and v [1, K, B, d] → [1, H, B, d]. Stores k and v."""
         store = self.layers[layer]
-        groups, width, heads, rows = len(self.prompt_lengths), self.width, k.shape[1], q.shape[2]
+        groups, width, heads = len(self.prompt_lengths), self.width, k.shape[1]
         store.own_k[self._group_B, :, self._column_B, self._length_B] = k[0].transpose(0, 1)
         store.own_v[self._group_B, :, self._column_B, self._length_B] = v[0].transpose(0, 1)
         repeats = q.shape[1] // heads

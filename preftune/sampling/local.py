@@ -41,6 +41,11 @@ class LocalSampler:
         self.engine = engine
         self.contract = contract
 
+    @property
+    def context_length(self) -> int | None:
+        """Positions of the model, None when its config names no limit."""
+        return self.engine.policy.context_length
+
     @torch.no_grad()
     def sample(
         self,
@@ -67,7 +72,7 @@ class LocalSampler:
         return call.groups()
 
     def _check(self, prompts: Sequence[Prompt], settings: SamplingConfig) -> None:
-        limit = self.engine.policy.context_length
+        limit = self.context_length
         for prompt in prompts:
             if limit is not None and len(prompt.ids) + settings.max_tokens > limit:
                 raise SamplingError(
@@ -150,18 +155,24 @@ class LocalSampler:
     def _generate(self, call: _Call) -> None:
         """Group by group through transformers' generate; the draw itself is ours, so seeds, filters and log-probs
         mean the same on both paths. The rows of one group need no padding."""
-        from transformers import LogitsProcessorList
+        from transformers import GenerationConfig, LogitsProcessorList
 
-        model = self.engine.policy.model
-        for index, prompt in enumerate(call.prompts):
-            draw = _Draw(call, call.rows(index))
-            ids = torch.tensor([prompt.ids], device=self.engine.policy.device).expand(call.n, -1).contiguous()
-            model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1,
-                max_new_tokens=call.max_tokens, eos_token_id=None, pad_token_id=0, use_cache=True,
-                logits_processor=LogitsProcessorList([draw]), stopping_criteria=[draw.stopped],
-                temperature=None, top_k=None, top_p=None, repetition_penalty=None,
-            )  # fmt: skip
+        model = self.engine.policy.base
+        # The checkpoint's own sampling settings (penalties, forced tokens, …) are no part of the recipe's distribution.
+        kept = model.generation_config
+        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        try:
+            for index, prompt in enumerate(call.prompts):
+                draw = _Draw(call, call.rows(index))
+                self.engine.start_afresh(model)
+                ids = torch.tensor([prompt.ids], device=self.engine.policy.device).expand(call.n, -1).contiguous()
+                model.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1,
+                    max_new_tokens=call.max_tokens, eos_token_id=None, pad_token_id=0, use_cache=True,
+                    logits_processor=LogitsProcessorList([draw]), stopping_criteria=[draw.stopped],
+                )  # fmt: skip
+        finally:
+            model.generation_config = kept
 
 
 class _Draw:

@@ -30,8 +30,9 @@ Tool = Callable[[str], str]
 class ToolRollout:
     """Turns of one tool. The policy calls it by writing `open … close`; the answer is inserted and it goes on.
 
-    A completion ends when the policy ends it, when its own tokens reach `sampling.max_tokens`, or after
-    `sampling.max_turns` turns (then it ends like one cut by a stop string).
+    A completion ends when the policy ends it, when its tokens (the tool's too, so that what fits the model at the
+    start fits at the end) reach `sampling.max_tokens`, or after `sampling.max_turns` turns (then it ends like one
+    cut by a stop string). A call whose answer has no room ends its completion as one cut for length.
 
     Args:
         contract: encodes the tool's answer.
@@ -59,42 +60,70 @@ class ToolRollout:
         """See `Rollout`."""
         stops = settings.model_copy(update={"stop": [*settings.stop, self.closing]})
         groups = sampler.sample(prompts, n, stops, seed=seed, policy_version=policy_version, temperature=temperature)
-        rows = [[c for c in g.completions] for g in groups]
+        rows = [list(g.completions) for g in groups]
+        turns = [[0] * n for _ in rows]  # where each completion's last turn begins in its text
+        # The model takes what fitted in the first turn at least, and more when the sampler can tell.
+        fitted = settings.max_tokens + max((len(p.ids) for p in prompts), default=0)
+        most = max(fitted, getattr(sampler, "context_length", None) or 0)
         for turn in range(1, settings.max_turns):
-            calling = [(i, j) for i, row in enumerate(rows) for j, c in enumerate(row) if self._calls(c, settings)]
-            if not calling:
+            going: list[tuple[int, int]] = []
+            for i, row in enumerate(rows):
+                for j, completion in enumerate(row):
+                    if completion.finish == "stop" and self.closing in completion.text[turns[i][j] :]:
+                        row[j] = self._answered(completion, turns[i][j], settings.max_tokens)
+                        turns[i][j] = len(row[j].text)
+                        if row[j].finish == "stop":
+                            going.append((i, j))
+            if not going:
                 break
-            answered = [self._answered(rows[i][j]) for i, j in calling]
-            room = [settings.max_tokens - c.length for c in answered]
             further = [
-                replace(prompts[i], ids=prompts[i].ids + c.ids, text=prompts[i].text + c.text)
-                for (i, _), c in zip(calling, answered, strict=True)
+                replace(prompts[i], ids=prompts[i].ids + rows[i][j].ids, text=prompts[i].text + rows[i][j].text)
+                for i, j in going
             ]
-            drawn = sampler.sample(
-                further, 1, stops.model_copy(update={"max_tokens": max(room)}), seed=seed * 31 + turn,
-                policy_version=policy_version, temperature=temperature,
-            )  # fmt: skip
-            for (i, j), before, group, left in zip(calling, answered, drawn, room, strict=True):
-                rows[i][j] = _joined(before, _at_most(group.completions[0], left, self.contract))
+            room = [settings.max_tokens - len(rows[i][j].ids) for i, j in going]
+            for part, call in enumerate(_calls([len(p.ids) for p in further], room, most)):
+                drawn = sampler.sample(
+                    [further[k] for k in call], 1,
+                    stops.model_copy(update={"max_tokens": max(room[k] for k in call)}),
+                    # Far from the seeds of other steps, so that no draw of theirs comes again here.
+                    seed=seed + (turn << 40) + (part << 50), policy_version=policy_version, temperature=temperature,
+                )  # fmt: skip
+                for k, group in zip(call, drawn, strict=True):
+                    i, j = going[k]
+                    rows[i][j] = _joined(rows[i][j], _at_most(group.completions[0], room[k], self.contract))
         return [Group(g.prompt, tuple(row)) for g, row in zip(groups, rows, strict=True)]
 
-    def _calls(self, completion: Completion, settings: SamplingConfig) -> bool:
-        ended_in_call = completion.finish == "stop" and completion.text.rstrip().endswith(self.closing)
-        return ended_in_call and completion.length < settings.max_tokens
-
-    def _answered(self, completion: Completion) -> Completion:
-        asked = completion.text.rstrip()[: -len(self.closing)]
-        start = asked.rfind(self.opening)
-        answer = self.tool(asked[start + len(self.opening) :]) if start >= 0 else "no call was opened"
-        ids = self.contract.encode(self.answer.format(answer))
+    def _answered(self, completion: Completion, turn: int, max_tokens: int) -> Completion:
+        """The completion with the tool's answer to the call in its last turn, which begins at `turn` in its text."""
+        # Behind the closing tag there may be what the same token holds besides.
+        asked = completion.text[turn:].rpartition(self.closing)[0]
+        _, opened, asked = asked.rpartition(self.opening)
+        answer = self.answer.format(self.tool(asked) if opened else "no call was opened")
+        ids = self.contract.encode(answer)
+        if len(completion.ids) + len(ids) >= max_tokens:
+            return replace(completion, finish="length")
         nothing = (0.0,) * len(ids)
         return replace(
             completion,
             ids=completion.ids + ids,
             mask=completion.mask + (False,) * len(ids),
-            text=completion.text + self.answer.format(answer),
+            text=completion.text + answer,
             logprobs=None if completion.logprobs is None else completion.logprobs + nothing,
         )
+
+
+def _calls(lengths: Sequence[int], room: Sequence[int], most: int) -> list[list[int]]:
+    """Split prompts into calls of the sampler. All prompts of a call get the largest room among them, and none may
+    reach beyond `most` tokens that way: the model may have no more positions. Mostly it is one call."""
+    out: list[list[int]] = []
+    for k in sorted(range(len(lengths)), key=lambda k: -room[k]):
+        for call in out:
+            if lengths[k] + room[call[0]] <= most:
+                call.append(k)
+                break
+        else:
+            out.append([k])
+    return out
 
 
 def _joined(before: Completion, after: Completion) -> Completion:

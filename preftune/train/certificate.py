@@ -11,6 +11,8 @@ most 1.5 times its error.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +34,7 @@ GRADIENT_TOLERANCE = 1e-5
 BF16_FACTOR = 1.5
 BF16_GRADIENT_TOLERANCE = 5e-2
 BF16_SAMPLER_TOLERANCE = 0.5
+ADAPTER = "adapter vs merged"
 MAX_TOKENS = 2048
 """Tokens of the sample that is checked: a few seconds on any machine."""
 
@@ -81,7 +84,9 @@ def write_certificate(path: Path, checks: Sequence[Check], precision: str) -> No
     Raises:
         CertificateError: one is over its tolerance; the file is written first.
     """
-    record = [{**asdict(c), "passed": c.passed} for c in checks]
+    # JSON has no NaN; like metrics.jsonl it is written as text
+    values = [c.value if math.isfinite(c.value) else str(c.value) for c in checks]
+    record = [{**asdict(c), "value": value, "passed": c.passed} for c, value in zip(checks, values, strict=True)]
     failed = [c for c in checks if not c.passed]
     write_json(path, {"precision": precision, "passed": not failed, "checks": record})
     if failed:
@@ -91,6 +96,13 @@ def write_certificate(path: Path, checks: Sequence[Check], precision: str) -> No
             f"({worst.detail}). Its numbers can't be trusted with this model; try model.attention: padded, and "
             f"report it with {path}"
         )
+
+
+def read_checks(path: Path) -> list[Check]:
+    """The checks that `certify_start` left, to add to."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    names = ("name", "value", "tolerance", "detail")
+    return [Check(*(check[n] for n in names)) for check in record["checks"] if check["name"] != ADAPTER]
 
 
 def _flat(values: list[list[Tensor]]) -> Tensor:
@@ -187,7 +199,7 @@ def certify_adapter(session: Session, groups: Sequence[Group]) -> list[Check]:
     tolerance = LOGPROB_TOLERANCE if exact else BF16_SAMPLER_TOLERANCE
     return [
         Check(
-            "adapter vs merged",
+            ADAPTER,
             float((split - merged).abs().max()),
             tolerance,
             f"max |Δ log-prob| over {len(split)} tokens",

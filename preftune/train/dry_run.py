@@ -88,6 +88,6 @@ def _memory(session: Session, trained: int) -> str:
     activations = per_token * recipe.train.max_tokens_per_batch
     total = weights + state + activations
     return (
-        f"memory estimate: {total / MIB:,.0f} MiB (weights {weights / MIB:,.0f}, gradients and optimizer {state / MIB:,.0f}, "
-        f"activations of a full pack about {activations / MIB:,.0f})"
+        f"memory estimate: {total / MIB:,.0f} MiB (weights {weights / MIB:,.0f}, gradients and optimizer "
+        f"{state / MIB:,.0f}, activations of a full pack about {activations / MIB:,.0f})"
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.errors import PreftuneError
 from preftune.intervals import Interval, mean_interval, paired_difference
 from preftune.records import Group
 from preftune.train.folder import write_json
@@ -74,6 +76,13 @@ def measure(session: Session, split: str, groups: Sequence[Group], step: int) ->
         scored = session.engine.score(groups, session.recipe.train.max_tokens_per_batch)
         per_row = [(sum(float(t.sum()) for t in row), sum(t.numel() for t in row)) for row in scored]
         rows["nll"] = [-total / tokens if tokens else None for total, tokens in per_row]
+        for group, value in zip(groups, rows["nll"], strict=True):
+            if value is not None and not math.isfinite(value):
+                raise PreftuneError(
+                    f"{group.prompt.where}: the model gives this {split} row's completion a log-prob that is not "
+                    f"finite (step {step}). The weights are broken: lower train.learning_rate, or use "
+                    "train.precision: fp32"
+                )
     return Measurement(step, split, rows, samples)
 
 

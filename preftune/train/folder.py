@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from safetensors import SafetensorError
 
 from preftune.config import Recipe
 from preftune.errors import PreftuneError, UsageError
+from preftune.recipes import dump
 
 
 def open_folder(folder: Path, *, resume: bool) -> None:
@@ -23,14 +29,20 @@ def open_folder(folder: Path, *, resume: bool) -> None:
     Raises:
         UsageError: it exists and holds something, and `resume` is not asked for; or there is nothing to resume.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give another folder with --output")
+    # Hidden files are ours, and all that a process killed in its first moments leaves.
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         if not resume:
             raise UsageError(
-                f"the run folder {folder} exists already. Continue that run with --resume, or give another with --output"
+                f"the run folder {folder} exists already. Continue that run with --resume, or give another with "
+                "--output"
             )
         if not (folder / "recipe.yaml").exists() and not (folder / "pipeline.json").exists():
             raise UsageError(f"{folder} is not a run folder (it has no recipe.yaml); give another with --output")
         return
+    if resume and not folder.exists():
+        raise UsageError(f"there is no run in {folder} to resume; leave --resume out, or use --resume auto")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,21 +64,80 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def check_same_recipe(folder: Path, text: str) -> None:
+FREE = re.compile(
+    r"output|model\.gradient_checkpointing|sampling\.rows|log\..*|rewards\.\d+\.(timeout|on_error|isolate)"
+    r"|train\.(max_tokens_per_batch|threads|checkpoint_every|keep_checkpoints)"
+)
+"""Fields that may change before a resume: how the work is done, not what its result is."""
+
+
+def check_same_recipe(folder: Path, recipe: Recipe) -> list[str]:
     """Refuse to resume under another recipe: the result would be neither run.
 
+    Returns:
+        A sentence for each field that changed and may.
+
     Raises:
-        UsageError: naming the first line that differs.
+        UsageError: naming the first field that differs and may not.
     """
-    saved = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    if saved == text:
-        return
-    pairs = zip(saved.splitlines(), text.splitlines(), strict=False)
-    was, now = next(((a, b) for a, b in pairs if a != b), ("(its length)", "(its length)"))
-    raise UsageError(
-        f"can't resume {folder}: the recipe differs from the one it began with (was `{was.strip()}`, now `{now.strip()}`). "
-        f"Resume with {folder / 'recipe.yaml'}, or start a new run with --output"
-    )
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        return []
+    try:
+        was = _leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} can't be read: {error}. Put it back as the run wrote it") from error
+    now = _leaves(yaml.safe_load(dump(recipe)))
+    notes: list[str] = []
+    for field in dict.fromkeys((*was, *now)):
+        before, after = was.get(field, ABSENT), now.get(field, ABSENT)
+        if before == after:
+            continue
+        if not FREE.fullmatch(field):
+            raise UsageError(
+                f"can't resume {folder}: the recipe differs from the one it began with ({field} was {before}, now "
+                f"{after}). Resume with {path}, or start a new run with --output"
+            )
+        notes.append(f"resumed with another {field}: {after} (was {before})")
+    return notes
+
+
+ABSENT = "absent"
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Dotted path → value of a nested mapping; empty containers are values."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    parts = {k: v for key, inner in items for k, v in _leaves(inner, f"{path}.{key}" if path else str(key)).items()}
+    return parts or {path: value}
+
+
+def clean_folder(folder: Path) -> None:
+    """Remove what a process that was killed left half-written."""
+    for path in (*folder.glob(".writing-*"), *(folder / "checkpoints").glob(".writing-*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to write into, which takes the place of `path` when the block ends without an error.
+
+    Raises:
+        PreftuneError: the disk is full or read-only.
+    """
+    temporary = path.with_name(f".writing-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise PreftuneError(
+            f"can't write {path}: {error}. Free some space or make the folder writable, then continue with --resume"
+        ) from error
 
 
 def manifest(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,8 +194,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def pair_up(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
-    """Names and values as one mapping; lengths must agree."""
-    return dict(zip(names, values, strict=True))

@@ -122,6 +122,6 @@ def memory_advice(recipe: Recipe, device: torch.device, step: int, stage: str, g
         "model.gradient_checkpointing: true",
     )
     return (
-        f"out of memory in step {step} ({stage}), peak {peak:.1f} GiB, {batch}, longest row {longest} tokens. {remedy}; "
-        "then continue with --resume and the new value"
+        f"out of memory in step {step} ({stage}), peak {peak:.1f} GiB, {batch}, longest row {longest} tokens. "
+        f"{remedy}; then continue with --resume and the new value"
     )

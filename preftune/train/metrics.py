@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from preftune.errors import PreftuneError, UsageError
+from preftune.errors import CheckpointError, PreftuneError, UsageError
 
 
 class Sink(Protocol):
@@ -23,9 +24,18 @@ class Journal:
 
     def __init__(self, path: Path, length: int = 0) -> None:
         self.path = path
-        path.touch()
-        with path.open("r+b") as file:
-            file.truncate(length)
+        try:
+            path.touch()
+            found = path.stat().st_size
+            if found < length:
+                raise CheckpointError(
+                    f"{path} holds {found} bytes, but the checkpoint saw {length}: it was cut or replaced. Put it "
+                    "back, or start a new run with --output"
+                )
+            with path.open("r+b") as file:
+                file.truncate(length)
+        except OSError as error:
+            raise PreftuneError(f"can't write {path}: {error}. Make the folder writable") from error
         self._file = path.open("a", encoding="utf-8", errors="backslashreplace")  # a lone surrogate stays valid JSON
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -42,6 +52,15 @@ class Journal:
     def length(self) -> int:
         """Bytes written so far."""
         return self._file.tell()
+
+    def sync(self) -> None:
+        """Have everything written so far on the disk: a checkpoint is going to count on it."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise CheckpointError(
+                f"can't write {self.path}: {error}. Free some space, then continue with --resume"
+            ) from error
 
     def close(self) -> None:
         self._file.close()
@@ -66,7 +85,7 @@ class TensorBoardSink:
         from torch.utils.tensorboard import SummaryWriter
 
         # Steps after the checkpoint were written by the run that broke; TensorBoard drops them.
-        self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

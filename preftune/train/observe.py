@@ -14,7 +14,6 @@ MAX_TRAIN_SAMPLES = 4
 """Completions of one training group that are written to samples.jsonl."""
 
 
-
 def batch_metrics(groups: Sequence[Group], packs: Sequence[Pack], sampled: bool) -> dict[str, float]:
     """Metrics of a batch that need no model; defined one by one in docs/metrics.md."""
     out: dict[str, float] = {}

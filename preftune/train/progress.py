@@ -20,6 +20,7 @@ class Progress:
         self._task: Any = None
         self._label = ""
         self._start = self._said = time.monotonic()
+        self._from = 0
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -45,14 +46,14 @@ class Progress:
         if self._rich is not None:
             self._rich.stop()
 
-    def begin(self, label: str) -> None:
-        """Start a new bar."""
-        self._label, self._start = label, time.monotonic()
+    def begin(self, label: str, done: int = 0) -> None:
+        """Start a new bar, with `done` finished before its clock began (after a resume or a measurement)."""
+        self._label, self._start, self._from = label, time.monotonic(), done
         self._said = 0.0
         if self._rich is not None:
             if self._task is not None:
                 self._rich.remove_task(self._task)
-            self._task = self._rich.add_task(f"{self.title} · {label}", total=None, note="")
+            self._task = self._rich.add_task(f"{self.title} · {label}", total=None, completed=done, note="")
 
     def tick(self, done: int, total: int, note: str = "") -> None:
         """`done` of `total` are finished."""
@@ -64,7 +65,7 @@ class Progress:
             return
         self._said = now
         spent = now - self._start
-        rate = done / spent if spent > 0 else 0.0
+        rate = (done - self._from) / spent if spent > 0 else 0.0
         left = (total - done) / rate if rate > 0 else 0.0
         print(
             f"{self.title} · {self._label}: {done}/{total}, {rate:.2f}/s, {left:.0f} s left {note}",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from preftune.config import Recipe, SamplingConfig, SourceConfig
+from preftune.config import Recipe, SamplingConfig, SourceConfig, TokensConfig
 from preftune.data import as_prompts, load_examples
 from preftune.engine import Engine
 from preftune.errors import DataError, UsageError
@@ -87,7 +90,7 @@ class Session:
             rewards = opened.enter_context(build_rewards(recipe.rewards, functions, base_dir or Path.cwd()))
             loaded = {name: _read(sources, recipe, base_dir) for name, sources in _splits(recipe).items()}
             policy = load_policy(recipe.model, seed=recipe.seed)
-            contract = TokenContract(policy.tokenizer, recipe.tokens, policy.generation_eos)
+            contract = TokenContract(policy.tokenizer, _with_template(recipe.tokens, base_dir), policy.generation_eos)
             if recipe.tokens.chat_template is not None:
                 # The saved model must render as it was trained.
                 policy.tokenizer.chat_template = contract.template_text
@@ -104,8 +107,9 @@ class Session:
             parameters = policy.trainable()
             session = cls(
                 recipe, method, policy, engine, contract, rewards, make_optimizer(parameters, recipe.train), parameters,
-                splits["train"], splits["validation"], splits["test"], counts, facts, _steps(recipe, len(splits["train"])),
-                progress, multi_turn=find_rollout(recipe.sampling, contract, base_dir),
+                splits["train"], splits["validation"], splits["test"], counts, facts,
+                _steps(recipe, len(splits["train"])), progress,
+                multi_turn=find_rollout(recipe.sampling, contract, base_dir),
             )  # fmt: skip
             session._note()
             opened.pop_all()
@@ -124,7 +128,8 @@ class Session:
 
     @property
     def fp32_weights(self) -> bool:
-        return next(self.policy.base.parameters()).dtype == torch.float32
+        weights: Tensor = next(self.policy.base.parameters())
+        return weights.dtype == torch.float32
 
     @property
     def precision(self) -> str:
@@ -146,6 +151,25 @@ class Session:
             )
         if self.rewards.names:
             self.notes.extend(f"reward {line}" for line in self.rewards.describe())
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of this session."""
+        return {
+            "data": self.data_facts, "engine": {"mode": self.engine.mode, "reason": self.engine.reason},
+            "counts": {k: str(v) for k, v in self.counts.items()}, "lineage": self.policy.lineage,
+            "precision": self.precision, "steps": self.steps, "rewards": list(self.rewards.names),
+            "trained_parameters": sum(p.numel() for _, p in self.parameters), "notes": self.notes,
+        }  # fmt: skip
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a resumed run must find as it was, in words → hash."""
+        out = {f"the {name} data": str(facts["content_hash"]) for name, facts in self.data_facts.items()}
+        digest = hashlib.sha256()
+        for groups in (self.train, self.validation, self.test):
+            for group in groups:
+                for ids in (group.prompt.ids, *(c.ids for c in group.completions)):
+                    digest.update(array("q", (len(ids), *ids)).tobytes())
+        return {**out, "the tokenizer or chat template": digest.hexdigest()}
 
     # --- what a step needs ------------------------------------------------------------------------------------
 
@@ -195,11 +219,28 @@ class Session:
         )
 
 
+def seed_everything(seed: int, step: int) -> None:
+    """Seed every generator that a step may draw from, so that a step depends on (seed, step) and on no history.
+    The sampler draws from its own; torch's serves LoRA dropout, the others a user's reward."""
+    mixed = seed * 1_000_003 + step
+    random.seed(mixed)
+    numpy.random.seed(mixed % 2**32)
+    torch.manual_seed(mixed % 2**63)
+
+
 _Rows = tuple[list[Example], str, list[str], int]
 
 
 def _splits(recipe: Recipe) -> dict[str, list[SourceConfig]]:
     return {"train": recipe.data, "validation": recipe.eval.data, "test": recipe.eval.test}
+
+
+def _with_template(config: TokensConfig, base_dir: Path | None) -> TokensConfig:
+    """A relative .jinja file is looked up beside the recipe first, as data files are."""
+    name = config.chat_template
+    if base_dir is None or name is None or not name.endswith(".jinja") or not (base_dir / name).is_file():
+        return config
+    return config.model_copy(update={"chat_template": str(base_dir / name)})
 
 
 def _read(sources: Sequence[SourceConfig], recipe: Recipe, base_dir: Path | None) -> _Rows:
@@ -214,14 +255,17 @@ def _tokenise(
 ) -> tuple[dict[str, list[Group]], dict[str, TokenCounts]]:
     examples = {name: rows[0] for name, rows in loaded.items()}
     if recipe.eval.holdout and not examples["validation"]:
-        rows = examples["train"]
+        # A row whose weight repeats it is one row: both halves of a split must not know it.
+        rows = list({id(row): row for row in examples["train"]}.values())
         if recipe.eval.holdout >= len(rows):
-            raise DataError(f"eval.holdout {recipe.eval.holdout} leaves no training row: the data has {len(rows)}")
+            raise DataError(
+                f"eval.holdout {recipe.eval.holdout} leaves no training row: the data has {len(rows)} different ones"
+            )
         order = list(range(len(rows)))
         random.Random(f"{recipe.seed}/holdout").shuffle(order)
-        held = set(order[: recipe.eval.holdout])
-        examples["validation"] = [rows[i] for i in sorted(held)]
-        examples["train"] = [row for i, row in enumerate(rows) if i not in held]
+        held = {id(rows[i]) for i in order[: recipe.eval.holdout]}
+        examples["validation"] = [row for row in rows if id(row) in held]
+        examples["train"] = [row for row in examples["train"] if id(row) not in held]
     splits: dict[str, list[Group]] = {}
     counts: dict[str, TokenCounts] = {}
     for name, rows in examples.items():

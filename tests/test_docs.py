@@ -1,0 +1,154 @@
+"""The documentation is true: links lead somewhere, recipes resolve, tables and numbers are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from preftune.config import Recipe
+from preftune.methods import METHODS, PRESETS, Objective
+from preftune.recipes import resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+MADE = {"docs/images/report.png", "docs/gsm8k.md", "docs/results.md", "docs/benchmarks.md"}
+"""Made by runs (`make demo`, `make results`, `make bench`); a checkout in which they have not been made yet is whole."""
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def anchors(text: str) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    out = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        out.add(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-"))
+    return out
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        if there.relative_to(ROOT).as_posix() in MADE and not there.exists():
+            continue
+        assert there.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(there.read_text(encoding="utf-8")), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = read("docs/README.md")
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert name == "README.md" or f"({name})" in index, name
+
+
+RIGHT: dict[str, Any] = {
+    "method": "grpo", "model": {"path": "m"}, "data": {"path": "d.jsonl"}, "rewards": [{"name": "accuracy"}],
+    "train": {"steps": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["docs/methods/grpo.md", "docs/methods/sft.md", "docs/sampling.md"])
+def test_recipes_and_parts_of_them_resolve(name: str) -> None:
+    found = blocks(read(name), "yaml")
+    assert found
+    for block in found:
+        part = yaml.safe_load(block)
+        pipeline = resolve(part if "method" in part else {**RIGHT, **part})
+        assert pipeline.stages[0].method in METHODS
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/sampling.md"])
+def test_python_is_python(name: str) -> None:
+    import textwrap
+
+    found = re.findall(r"^ *```python\n(.*?)^ *```", read(name), re.MULTILINE | re.DOTALL)
+    assert found
+    for block in found:
+        ast.parse(textwrap.dedent(block))
+
+
+def test_flags_and_fields_exist() -> None:
+    """`section.field` in a page is a field of the recipe."""
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    for page in PAGES:
+        for section, field in re.findall(r"`(?:--)?(\w+)\.(\w+)", page.read_text(encoding="utf-8")):
+            model = sections.get(section)
+            if isinstance(model, type) and hasattr(model, "model_fields") and field not in ("py", "yaml"):
+                assert field in model.model_fields, f"{page.name}: {section}.{field}"
+
+
+def test_presets_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| `([\w-]+)`(?: \(default\))? \|(.+)\|$", read("docs/methods/grpo.md"), re.MULTILINE)
+    told = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows if len(cells.split("|")) == 7}
+    assert set(told) == set(PRESETS)
+
+    def number(text: str) -> float:
+        return float(text.strip())
+
+    for name, (advantage, ratio, clip, aggregate, beta, _, _) in told.items():
+        kind, _, bounds = clip.replace(",", "").partition(" ")
+        low, high = (None, number(bounds.split()[-1])) if kind == "cispo" else map(number, bounds.split("/"))
+        said = Objective(advantage, ratio, kind, low, high, aggregate, number(beta.split(",")[0]))  # type: ignore[arg-type]
+        assert said == PRESETS[name], name
+
+
+def test_defaults_are_those_of_the_code() -> None:
+    recipe = Recipe.model_validate({**RIGHT, "data": [RIGHT["data"]]})
+    table = read("docs/methods/grpo.md").partition("## Defaults")[2].partition("##")[0]
+    rows = re.findall(r"^\| `(\w+)\.(\w+)` \| `?([\w.\-]+)`? \|", table, re.MULTILINE)
+    assert len(rows) >= 9
+    for section, field, value in rows:
+        found = getattr(getattr(recipe, section), field)
+        if (section, field) == ("policy", "beta"):
+            found = PRESETS["grpo"].beta
+        assert yaml.safe_load(str(found).lower()) == yaml.safe_load(value) or float(found) == float(value), field
+
+
+def test_tolerances_are_those_of_the_certificate() -> None:
+    from preftune.train import certificate
+
+    text = read("docs/runs.md").partition("## The certificate")[2].partition("\n## ")[0]
+    assert certificate.LOGPROB_TOLERANCE == 1e-4 and "max \\|Δ\\| ≤ 10⁻⁴" in text
+    assert certificate.GRADIENT_TOLERANCE == 1e-5 and "relative L2 ≤ 10⁻⁵" in text
+    assert certificate.BF16_FACTOR == 1.5 and "≤ 1.5 times" in text
+    assert certificate.BF16_GRADIENT_TOLERANCE == 5e-2 and "≤ 5·10⁻²" in text
+    assert certificate.BF16_SAMPLER_TOLERANCE == 0.5 and "≤ 0.5" in text
+    assert certificate.MAX_TOKENS == 2048 and "2,048 tokens" in text
+
+
+def test_fields_that_may_change_before_a_resume() -> None:
+    from preftune.train.folder import FREE
+
+    text = " ".join(read("docs/runs.md").partition("Free to")[2].partition("The result")[0].split())
+    named = set(re.findall(r"`([a-z_.]+(?:\.\*)?)`", text))
+    for field in named - {"timeout", "on_error", "isolate", "log.*"}:
+        assert FREE.fullmatch(field), field
+    for word in re.findall(r"[a-z_]{4,}", FREE.pattern):
+        assert word in text.replace("reward's", "rewards"), word
+
+
+def test_the_readme_names_every_part() -> None:
+    table = read("README.md").partition("## What lies where")[2]
+    for path in (ROOT / "preftune").iterdir():
+        if path.name.startswith(("_", ".")) or path.name == "py.typed":
+            continue
+        name = path.name if path.suffix == ".py" else f"{path.name}/"
+        assert name in table, path.name
+    for name in ("recipes/", "examples/", "tests/", "benchmarks/", "docs/"):
+        assert f"`{name}`" in table

@@ -1,0 +1,179 @@
+"""Every recipe in recipes/ loads, says what its documentation says, and runs on a model built on the spot."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from preftune.cli.main import main
+from preftune.recipes import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+GSM8K = ROOT / "recipes" / "gsm8k-grpo.yaml"
+
+
+def _rows() -> list[dict[str, str]]:
+    """Forty problems in GSM8K's form: working with calculator notes, commas in large numbers, #### and the answer."""
+    names = ("Ann", "Ben", "Cleo", "Dan", "Eva")
+    rows = []
+    for i in range(40):
+        name, bags, pens = names[i % 5], 2 + i % 4, 150 * (1 + i)
+        total = bags * pens
+        rows.append({
+            "question": f"{name} has {bags} bags of {pens} pens. How many pens has {name}?",
+            "answer": f"{name} has {bags}*{pens} = <<{bags}*{pens}={total}>>{total:,} pens.\n#### {total:,}",
+        })  # fmt: skip
+    return rows
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def gsm8k_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(tmp_path_factory.mktemp("data") / "train.jsonl", _rows())
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory, gsm8k_file: Path) -> Path:
+    """The example's model, after a single step."""
+    output = tmp_path_factory.mktemp("model") / "lm"
+    arguments = ["--steps", "1", "--batch-size", "2", "--holdout", "4", "--vocabulary", "400"]
+    assert _example("gsm8k_small_model").main([str(gsm8k_file), "--output", str(output), *arguments]) == 0
+    return output / "final"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_names_its_command(path: Path) -> None:
+    pipeline = load_recipe(path)
+    assert pipeline.stages
+    text = path.read_text(encoding="utf-8")
+    assert f"preftune run recipes/{path.name}" in text
+
+
+def test_the_gsm8k_recipe_follows_its_source() -> None:
+    """The values of METHODS section 4: LoRA, group size, rates, schedule, percentile, the four rewards as they are."""
+    sft, grpo = load_recipe(GSM8K).stages
+    assert (sft.method, grpo.method) == ("sft", "grpo")
+    assert sft.model.path == "Qwen/Qwen3-4B-Base"
+    assert (grpo.model.path, grpo.model.on_adapter) == ("stage:sft", "continue")
+    for stage in (sft, grpo):
+        assert stage.model.lora is not None
+        assert (stage.model.lora.r, stage.model.lora.alpha, stage.model.lora.targets) == (32, 64, "all-linear")
+        assert (stage.data[0].path, stage.data[0].name, stage.data[0].split) == ("openai/gsm8k", "main", "train")
+        assert (stage.train.warmup, stage.train.schedule, stage.train.weight_decay) == (0.1, "linear", 0.01)
+        assert stage.tokens.drop_above_percentile == 90
+    assert (grpo.sampling.group_size, grpo.sampling.temperature, grpo.train.learning_rate) == (4, 1.0, 5e-6)
+    trained_on = [reward for reward in grpo.rewards if reward.weight != 0]
+    assert [(reward.name, reward.weight, reward.args) for reward in trained_on] == [
+        (name, 1.0, {})
+        for name in ("reasoning-format-exact", "reasoning-format-approx", "reasoning-answer", "reasoning-number")
+    ]
+    # The same rows are held out in both stages: they share seed, data and number.
+    assert (sft.seed, sft.data, sft.eval.holdout) == (grpo.seed, grpo.data, grpo.eval.holdout)
+
+
+def test_its_system_prompt_names_the_tags_that_its_template_and_rewards_read() -> None:
+    recipe = load_recipe(GSM8K).stages[1]
+    template, system = recipe.tokens.chat_template, recipe.data[0].system
+    assert template is not None and system is not None
+    for tag in ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>"):
+        assert system.count(tag) == 1
+    completion = recipe.data[0].columns["completion"].template
+    assert completion == "{working}<end_working_out><SOLUTION>{answer}</SOLUTION>"
+    assert template.count("<start_working_out>") == 2  # before past answers, and as the generation prompt
+
+
+def test_dry_run_shows_the_mapped_rows(
+    small_model: Path, gsm8k_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model.path", str(small_model), "--data.path", str(gsm8k_file), "--eval.holdout", "4", "--dry-run"]
+    assert main(["run", str(GSM8K), "--output", str(tmp_path / "run"), "--sft.train.batch_size", "1", *flags]) == 0
+    shown = capsys.readouterr().out
+    found = re.search(
+        r"<\|endoftext\|>(\w+) has (\d+) bags of (\d+) pens\. How many pens has \1\?\n"
+        r"<start_working_out>⟦\1 has \2\*\3 = ([\d,]+) pens\."
+        r"<end_working_out><SOLUTION>(\d+)</SOLUTION><\|endoftext\|>⟧",
+        shown,
+    )
+    assert found is not None, shown
+    product = int(found[2]) * int(found[3])
+    assert (found[4], found[5]) == (f"{product:,}", str(product))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_gsm8k_recipe_runs_on_a_file(small_model: Path, gsm8k_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    flags = {
+        "--model.path": str(small_model), "--data.path": str(gsm8k_file), "--output": str(output),
+        "--train.steps": "2", "--train.batch_size": "2", "--sampling.max_tokens": "12", "--eval.holdout": "4",
+        "--log.samples_every": "1",
+    }  # fmt: skip
+    assert main(["run", str(GSM8K), *(part for flag in flags.items() for part in flag)]) == 0
+    assert json.loads((output / "pipeline.json").read_text()) == {
+        "name": "gsm8k-grpo", "stages": ["sft", "grpo"], "status": "finished",
+    }  # fmt: skip
+    assert (output / "report.html").stat().st_size > 10_000
+
+    manifest = json.loads((output / "grpo" / "manifest.json").read_text())
+    assert f"adapter {output / 'sft' / 'final'} continued" in manifest["lineage"]
+    adapter = json.loads((output / "grpo" / "final" / "adapter_config.json").read_text())
+    assert (adapter["r"], adapter["lora_alpha"]) == (32, 64)
+
+    steps = [line["metrics"] for line in _lines(output / "grpo" / "metrics.jsonl") if line["kind"] == "train"]
+    assert len(steps) == 2
+    parts = ("reasoning-format-exact", "reasoning-format-approx", "reasoning-answer", "reasoning-number")
+    for metrics in steps:
+        assert metrics["reward/mean"] == pytest.approx(sum(metrics[f"reward/{name}"] for name in parts), abs=1e-6)
+
+    summaries = {name: json.loads((output / name / "summary.json").read_text()) for name in ("sft", "grpo")}
+    for summary in summaries.values():
+        assert {"reward/accuracy", *(f"reward/{name}" for name in parts)} <= set(summary["before"]["validation"])
+    # GRPO begins with the weights that SFT ended with, measured on the same rows.
+    assert summaries["grpo"]["before"]["validation"] == {
+        name: value for name, value in summaries["sft"]["after"]["validation"].items() if name != "nll"
+    }
+
+    samples = _lines(output / "grpo" / "samples.jsonl")
+    held = {line["where"] for line in samples if line["split"] == "validation"}
+    trained = {line["where"] for line in samples if line["split"] == "train"}
+    assert held and trained and not held & trained
+    assert all(line["prompt"].endswith("\n<start_working_out>") for line in samples)
+    assert all(re.fullmatch(r"\d+", line["columns"]["answer"]) for line in samples)
+
+
+def test_the_plain_recipes_run(small_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Tell {i} plus 1.", "completion": f" {i + 1}.", "answer": str(i + 1)} for i in range(12)]
+    data = _write(tmp_path / "rows.jsonl", rows)
+    template = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    for name, more in (
+        ("sft", ["--train.epochs", "1"]),
+        ("grpo", ["--train.steps", "1", "--sampling.max_tokens", "8", "--tokens.chat_template", template]),
+    ):
+        output = tmp_path / name
+        flags = ["--model.path", str(small_model), "--data.path", str(data), "--output", str(output)]
+        small = ["--train.batch_size", "4", "--eval.holdout", "4", *more]
+        assert main(["run", str(ROOT / "recipes" / f"{name}.yaml"), *flags, *small]) == 0
+        summary = json.loads((output / "summary.json").read_text())
+        assert (summary["status"], summary["steps"]) == ("finished", 2 if name == "sft" else 1)
