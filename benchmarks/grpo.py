@@ -109,7 +109,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for r in rows:
         lines.append(
-            f"| {r['work']} | {r['ours']:.0f} | {r['theirs']:.0f} | **{r['ratio']:.2f}** ({r['low']:.2f} – {r['high']:.2f}) "
+            f"| {r['work']} | {r['ours']:.0f} | {r['theirs']:.0f} "
+            f"| **{r['ratio']:.2f}** ({r['low']:.2f} – {r['high']:.2f}) "
             f"| {r['memory']:.2f} ({r['ours_peak']:.1f} / {r['theirs_peak']:.1f} GiB) | {r['command']:.2f} |"
         )
     return "\n".join(lines)

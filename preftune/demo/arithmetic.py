@@ -174,7 +174,7 @@ def take(stream: Iterator[Problem], count: int, *, distinct_numbers: bool = Fals
         kept.setdefault((first, problem.operation, second), problem)
         if len(kept) == count:
             break
-        if tried > 100 * count:
+        if tried > 30 * count:
             raise ValueError(f"there are no {count} problems with different numbers in this split, only {len(kept)}")
     return list(kept.values())
 

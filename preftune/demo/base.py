@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
-CARRY_SHARE = 0.65
+CARRY_SHARE = 0.78
 """Share of problems that need a carry or a borrow."""
-RIGHT_SHARE = 0.3
+RIGHT_SHARE = 0.25
 """Of the worked examples that need a carry, those that are worked rightly."""
 SLIP_SHARE = 0.03
 """Share of worked examples whose answer has one wrong digit."""
 MALFORMED_SHARE = 0.03
 """Share of worked examples that do not end in an answer and a full stop."""
 ROWS_PER_STEP = 64
-STEPS = 500
+STEPS = 450
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -95,8 +95,8 @@ def run_demo(method: str = "grpo", *, output: Path, seed: int = 0, quick: bool =
 
 
 _ROWS = {
-    "reward/accuracy": "right answers",
-    "reward/regex": "well-formed answers",
+    "reward/accuracy": "right answers, %",
+    "reward/regex": "well formed, %",
     "length/mean": "tokens per answer",
 }
 
@@ -105,17 +105,16 @@ def _print_table(before: Any, after: Any, difference: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="500 held-out problems, greedy; 95 % intervals")
+    table = Table(title="500 held-out problems, greedy; 95 % intervals in brackets")
     for column in ("", "before", "after", "difference"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for name, label in _ROWS.items():
-        percent = name.startswith("reward/")
-        table.add_row(label, *(_cell(x.get(name), percent) for x in (before, after, difference)))
+        scale = 100.0 if name.startswith("reward/") else 1.0
+        table.add_row(label, *(_cell(x.get(name), scale) for x in (before, after, difference)))
     Console().print(table)
 
 
-def _cell(interval: Any, percent: bool) -> str:
+def _cell(interval: Any, scale: float) -> str:
     if interval is None:
         return "–"
-    scale, unit = (100.0, " %") if percent else (1.0, "")
-    return f"{scale * interval.value:.1f}{unit} ({scale * interval.low:.1f} … {scale * interval.high:.1f})"
+    return f"{scale * interval.value:.1f} ({scale * interval.low:.1f} … {scale * interval.high:.1f})"

@@ -94,8 +94,8 @@ def pack(
 ) -> list[Pack]:
     """Pack groups into rows of at most `max_tokens` tokens, each group's prompt once.
 
-    A group larger than the budget is split and its prompt repeated with each part. Rows are filled first-fit by decreasing size,
-    which is deterministic; the order of packs has no meaning, `Pack.members` says what is where.
+    A group larger than the budget is split and its prompt repeated with each part. Rows are filled first-fit by
+    decreasing size, which is deterministic; the order of packs has no meaning, `Pack.members` says what is where.
 
     Raises:
         DataError: when one prompt with a single completion is larger than the budget.

@@ -61,8 +61,8 @@ class Progress:
             self._rich.update(self._task, completed=done, total=total, note=note)
             return
         now = time.monotonic()
-        if now - self._said < LINE_EVERY and done < total:
-            return
+        if done == self._from or (now - self._said < LINE_EVERY and done < total):
+            return  # nothing done since the bar began, or too soon for another line
         self._said = now
         spent = now - self._start
         rate = (done - self._from) / spent if spent > 0 else 0.0

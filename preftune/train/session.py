@@ -22,7 +22,7 @@ from preftune.engine import Engine
 from preftune.errors import DataError, UsageError
 from preftune.methods import Method, get_method, objective
 from preftune.models import Policy, load_policy
-from preftune.records import Example, Group, Prompt, TokenCounts
+from preftune.records import Content, Example, Group, Prompt, TokenCounts
 from preftune.rewards import RewardSet, build_rewards
 from preftune.sampling.base import Progress as SamplingProgress
 from preftune.sampling.base import Rollout, distribution_of
@@ -235,6 +235,10 @@ def _splits(recipe: Recipe) -> dict[str, list[SourceConfig]]:
     return {"train": recipe.data, "validation": recipe.eval.data, "test": recipe.eval.test}
 
 
+def _content(row: Example) -> tuple[Content, tuple[Content, ...]]:
+    return row.prompt, row.completions
+
+
 def _with_template(config: TokensConfig, base_dir: Path | None) -> TokensConfig:
     """A relative .jinja file is looked up beside the recipe first, as data files are."""
     name = config.chat_template
@@ -255,17 +259,17 @@ def _tokenise(
 ) -> tuple[dict[str, list[Group]], dict[str, TokenCounts]]:
     examples = {name: rows[0] for name, rows in loaded.items()}
     if recipe.eval.holdout and not examples["validation"]:
-        # A row whose weight repeats it is one row: both halves of a split must not know it.
-        rows = list({id(row): row for row in examples["train"]}.values())
+        # A row that its source's weight repeats, or that stands in the data twice, is one row: never on both sides.
+        rows = list({_content(row): row for row in reversed(examples["train"])}.values())[::-1]
         if recipe.eval.holdout >= len(rows):
             raise DataError(
                 f"eval.holdout {recipe.eval.holdout} leaves no training row: the data has {len(rows)} different ones"
             )
         order = list(range(len(rows)))
         random.Random(f"{recipe.seed}/holdout").shuffle(order)
-        held = {id(rows[i]) for i in order[: recipe.eval.holdout]}
-        examples["validation"] = [row for row in rows if id(row) in held]
-        examples["train"] = [row for row in examples["train"] if id(row) not in held]
+        held = {_content(rows[i]) for i in order[: recipe.eval.holdout]}
+        examples["validation"] = [row for row in rows if _content(row) in held]
+        examples["train"] = [row for row in examples["train"] if _content(row) not in held]
     splits: dict[str, list[Group]] = {}
     counts: dict[str, TokenCounts] = {}
     for name, rows in examples.items():

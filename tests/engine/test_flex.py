@@ -47,7 +47,8 @@ def evaluated(parts: tuple[Segment, ...], window: int | None) -> Tensor:
     return mask_function(parts, window, "cpu")(zero, zero, i[:, None], i[None, :])
 
 
-shapes = st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple)), min_size=1, max_size=4)  # fmt: skip
+completions = st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple)
+shapes = st.lists(st.tuples(st.integers(1, 6), completions), min_size=1, max_size=4)
 
 
 @settings(max_examples=80, deadline=None)

@@ -95,7 +95,7 @@ def test_a_call_is_answered_and_masked() -> None:
     (one,) = groups[0].completions
     assert groups[0].prompt == prompt("Q")
     assert one.text == first + answer + " so 51"
-    assert one.ids == LETTERS.encode(first + answer + " so 51") + (EOS,)
+    assert one.ids == (*LETTERS.encode(first + answer + " so 51"), EOS)
     assert one.mask == (True,) * len(first) + (False,) * 4 + (True,) * len(last)
     written = [-0.5 - i for i in range(len(first))]
     assert one.logprobs == (*written, 0.0, 0.0, 0.0, 0.0, *written[: len(last)])
@@ -196,11 +196,10 @@ def test_a_closing_tag_with_more_in_the_same_token() -> None:
     class Pairs(Scripted):
         def sample(self, *args: Any, **kwargs: Any) -> list[Group]:
             groups = super().sample(*args, **kwargs)
-            return [
-                Group(g.prompt, tuple(Completion((*c.ids[:-1], 90), c.mask, c.text + "!", c.finish) for c in g.completions))
-                if g.prompt.text == "P" else g
-                for g in groups
-            ]  # fmt: skip
+            return [Group(g.prompt, tuple(map(longer, g.completions))) if g.prompt.text == "P" else g for g in groups]
+
+    def longer(c: Completion) -> Completion:
+        return Completion((*c.ids[:-1], 90), c.mask, c.text + "!", c.finish)
 
     call = "<calc>1+1</calc>"
     sampler = Pairs({"P": call, "P" + call + "!=2;": "ok$"})

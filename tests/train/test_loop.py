@@ -169,6 +169,18 @@ def test_gradient_checkpointing_changes_nothing(grpo, tmp_path: Path, lora: bool
         assert found == pytest.approx(want, rel=1e-4, abs=1e-7)
 
 
+def test_padding_gives_the_same_run(grpo, tmp_path: Path) -> None:
+    """Where shared prompts do not fit a model, sampling and training go through its own attention."""
+    run(grpo(), tmp_path / "shared")
+    run(grpo(model={"attention": "padded"}), tmp_path / "padded")
+    for name in ("reward/mean", "loss", "grad_norm", "entropy"):
+        found, want = column(tmp_path / "padded", name), column(tmp_path / "shared", name)
+        assert found == pytest.approx(want, rel=1e-3, abs=1e-6), name
+    assert max(column(tmp_path / "padded", "sampler/max_diff")) < 1e-4
+    assert json.loads((tmp_path / "padded" / "manifest.json").read_text())["engine"]["mode"] == "padded"
+    assert set(column(tmp_path / "padded", "tokens/trained")) == set(column(tmp_path / "shared", "tokens/trained"))
+
+
 def test_lora_dropout_is_on_in_training_only(grpo, tmp_path: Path) -> None:
     lora = {"r": 4, "alpha": 8}
     run(grpo(model={"lora": lora}, train={"learning_rate": 1e-2}), tmp_path / "without")

@@ -36,6 +36,10 @@ def test_holdout_never_shares_a_row_with_training(sft, home: Path) -> None:
     assert len(set(places(repeated.train))) == 23
     assert len(repeated.train) in range(23 * 2, 23 * 3 + 1)
     assert not set(places(repeated.validation)) & set(places(repeated.train))
+    tiny.write(home / "twice.jsonl", tiny.lines(home / "train.jsonl") * 2)
+    twice = opened(sft(data=[{"path": str(home / "twice.jsonl")}], eval={"holdout": 5}))
+    assert (len(twice.validation), len(twice.train)) == (5, 46)
+    assert not {g.prompt.text for g in twice.validation} & {g.prompt.text for g in twice.train}
     # another seed holds out other rows
     assert places(opened(sft(seed=1, eval={"holdout": 5})).validation) != places(plain.validation)
 
