@@ -75,7 +75,7 @@ def build(texts: Sequence[str], folder: Path, *, vocabulary: int, seed: int) -> 
             show_progress=False,
         ),
     )
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
     )
     torch.manual_seed(seed)

@@ -118,17 +118,6 @@ class TokensConfig(Strict):
     )
 
 
-class ApiConfig(Strict):
-    """An OpenAI-compatible endpoint."""
-
-    base_url: str = Field(description="endpoint, e.g. http://127.0.0.1:8000/v1")
-    model: str = Field(description="model name at the endpoint")
-    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key")
-    concurrency: int = Field(8, ge=1, description="requests under way at once")
-    timeout: float = Field(60.0, gt=0, description="seconds per request")
-    retries: int = Field(5, ge=0, description="tries after the first failure, with backoff")
-
-
 class SamplingConfig(Strict):
     """How the policy writes completions."""
 

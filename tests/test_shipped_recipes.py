@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,10 +44,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+def _script(path: str) -> ModuleType:
+    name = Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -60,8 +63,19 @@ def small_model(tmp_path_factory: pytest.TempPathFactory, gsm8k_file: Path) -> P
     """The example's model, after a single step."""
     output = tmp_path_factory.mktemp("model") / "lm"
     arguments = ["--steps", "1", "--batch-size", "2", "--holdout", "4", "--vocabulary", "400"]
-    assert _example("gsm8k_small_model").main([str(gsm8k_file), "--output", str(output), *arguments]) == 0
+    assert _script("examples/gsm8k_small_model.py").main([str(gsm8k_file), "--output", str(output), *arguments]) == 0
     return output / "final"
+
+
+def test_the_small_model_learns_one_text_per_row_in_the_rows_order(small_model: Path) -> None:
+    """So its held-out rows are the recipe's: both take them by place."""
+    texts = [line["text"] for line in _lines(small_model.parents[1] / "lm-start" / "texts.jsonl")]
+    rows = _rows()
+    assert [text.split("\n")[0] for text in texts] == [row["question"] for row in rows]
+    assert texts[0].split("\n")[1] == (
+        "<start_working_out>Ann has 2*150 = 300 pens.<end_working_out><SOLUTION>300</SOLUTION>"
+    )
+    assert texts[9].split("\n")[1:] == ["Eva has 3*1500 = 4,500 pens.", "#### 4500"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -161,6 +175,14 @@ def test_the_gsm8k_recipe_runs_on_a_file(small_model: Path, gsm8k_file: Path, tm
     assert held and trained and not held & trained
     assert all(line["prompt"].endswith("\n<start_working_out>") for line in samples)
     assert all(re.fullmatch(r"\d+", line["columns"]["answer"]) for line in samples)
+
+    picture = tmp_path / "curves.svg"
+    drawn = _script("docs/plot_curves.py").main([str(output / "grpo"), str(picture), "reward/mean", "length/mean"])
+    assert drawn == 0
+    svg = "{http://www.w3.org/2000/svg}"
+    root = ET.parse(picture).getroot()
+    assert len(root.findall(f"{svg}polyline")) == 4  # two panels, each with its steps and their running mean
+    assert len(root.findall(f"{svg}circle")) == 5  # two panels, each measured before and after; the legend
 
 
 def test_the_plain_recipes_run(small_model: Path, tmp_path: Path) -> None:

@@ -111,7 +111,9 @@ def _print_table(before: Any, after: Any, difference: Any) -> None:
     for name, label in _ROWS.items():
         scale = 100.0 if name.startswith("reward/") else 1.0
         table.add_row(label, *(_cell(x.get(name), scale) for x in (before, after, difference)))
-    Console().print(table)
+    # A pipe has no width of its own, and 80 columns would cut the intervals.
+    console = Console()
+    Console(width=max(console.width, 100)).print(table)
 
 
 def _cell(interval: Any, scale: float) -> str:

@@ -33,10 +33,12 @@ ARMS = {
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Test rows of one arm and one seed, before and after: accuracy and well-formedness of each row."""
+    """Rows of one arm and one seed: accuracy and well-formedness on test problems before and after, and the accuracy
+    on validation problems at the last step, before the best checkpoint is chosen."""
 
     before: Mapping[str, Sequence[float]]
     after: Mapping[str, Sequence[float]]
+    last: Sequence[float]
     seconds: float
 
 
@@ -70,13 +72,14 @@ def run_seed(folder: Path, seed: int, *, quick: bool) -> dict[str, Arm]:
 
 def _read(folder: Path, seconds: float) -> Arm:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    best = summary["best_step"]
-    rows = [
-        json.loads((folder / "measurements" / f"test-{step}.json").read_text(encoding="utf-8"))["rows"]
-        for step in (0, best)
-    ]
-    before, after = ({k: r[f"reward/{k}"] for k in ("accuracy", "regex")} for r in rows)
-    return Arm(before, after, seconds)
+
+    def rows(split: str, step: int) -> dict[str, list[float]]:
+        text = (folder / "measurements" / f"{split}-{step}.json").read_text(encoding="utf-8")
+        measured: dict[str, list[float]] = json.loads(text)["rows"]
+        return {name: measured[f"reward/{name}"] for name in ("accuracy", "regex")}
+
+    last = rows("validation", summary["steps"])["accuracy"]
+    return Arm(rows("test", 0), rows("test", summary["best_step"]), last, seconds)
 
 
 def page(results: Mapping[int, Mapping[str, Arm]], *, seconds: float, quick: bool) -> str:
@@ -94,19 +97,22 @@ def page(results: Mapping[int, Mapping[str, Arm]], *, seconds: float, quick: boo
         "who mostly forgets to carry, answers two-digit sums in words. Each seed has its own base, data and held-out "
         f"problems; {TEST_ROWS} test problems a seed, greedy answers, no sum shared with training. The checkpoint of "
         "every arm is chosen on 200 separate validation problems. Intervals are 95 %; differences are paired over the "
-        "same problems.",
+        "same problems. The last column shows where each arm ended when no checkpoint is chosen: a control that only "
+        "harms the model keeps its first one.",
         "",
         "## Right answers",
         "",
-        "| arm | seed | before | after | difference |",
-        "|---|---|---|---|---|",
+        "| arm | seed | before | after | difference | last step, validation |",
+        "|---|---|---|---|---|---|",
     ]
     for arm, label in ARMS.items():
         for seed, arms in results.items():
-            lines.append(_row(label, str(seed), arms[arm].before["accuracy"], arms[arm].after["accuracy"]))
+            a = arms[arm]
+            lines.append(_row(label, str(seed), a.before["accuracy"], a.after["accuracy"], a.last))
         before = [v for arms in results.values() for v in arms[arm].before["accuracy"]]
         after = [v for arms in results.values() for v in arms[arm].after["accuracy"]]
-        lines.append(_row(f"**{label}**", "all", before, after))
+        last = [v for arms in results.values() for v in arms[arm].last]
+        lines.append(_row(f"**{label}**", "all", before, after, last))
     lines += [
         "",
         "## Form apart from content",
@@ -129,10 +135,10 @@ def page(results: Mapping[int, Mapping[str, Arm]], *, seconds: float, quick: boo
     return "\n".join(lines)
 
 
-def _row(label: str, seed: str, before: Sequence[float], after: Sequence[float]) -> str:
+def _row(label: str, seed: str, before: Sequence[float], after: Sequence[float], last: Sequence[float]) -> str:
     change = paired_difference(before, after)
     points = f"{100 * change.value:+.1f} points ({100 * change.low:+.1f} … {100 * change.high:+.1f})"
-    return f"| {label} | {seed} | {_share(before)} | {_share(after)} | {points} |"
+    return f"| {label} | {seed} | {_share(before)} | {_share(after)} | {points} | {_share(last)} |"
 
 
 def _share(values: Sequence[float]) -> str:

@@ -142,7 +142,7 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     model.to(device)
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     if config.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _recompute(base)
     model.eval()
     text = base.config.get_text_config()
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
@@ -150,6 +150,15 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     if not policy.trainable():
         raise ModelError(f"{config.path}: no parameter is trainable")
     return policy
+
+
+def _recompute(base: Any) -> None:
+    """Gradient checkpointing under its present name, or the one that older transformers know."""
+    kwargs = {"use_reentrant": False}
+    if hasattr(base, "activation_checkpointing_enable"):
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
 
 
 def _device(config: ModelConfig) -> torch.device:

@@ -55,7 +55,7 @@ def test_held_out_problems_have_different_numbers() -> None:
 
 def test_the_teacher_mostly_forgets_and_sometimes_slips() -> None:
     teacher = Teacher(0)
-    carrying = [p for p in islice(problems("train", 0, 1.0), 2000)]
+    carrying = list(islice(problems("train", 0, 1.0), 2000))
     texts = [teacher(p) for p in carrying]
     right = sum(t == p.worked(carrying=True) for t, p in zip(texts, carrying, strict=True)) / 2000
     wrong = sum(t == p.worked(carrying=False) for t, p in zip(texts, carrying, strict=True)) / 2000
