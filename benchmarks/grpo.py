@@ -1,6 +1,6 @@
 """GRPO against the yardstick library, the two taking turns: medians of pairwise ratios, written to docs/benchmarks.md.
 
-    python benchmarks/grpo.py [--peers FOLDER] [--turns 5]
+    python benchmarks/grpo.py [--peers FOLDER] [--turns N]
 
 FOLDER holds the yardstick's scripts (trl_grpo.py, prepare.py). Both sides run as whole commands with the same model
 folder, prompts, group size, token limits, optimizer and number of steps; rates are of training as each side's JSON
@@ -30,13 +30,14 @@ class Work:
 
     name: str
     flags: tuple[str, ...]
+    turns: int
     prompt_words: int = 0
 
 
 WORKS = (
-    Work("tiny, 8 × 8 × 128, fp32", ()),
-    Work("tiny, 8 × 8 × 128, bf16", ("--bf16",)),
-    Work("tiny, 8 × 8 × 128, 400 words of context, fp32", (), 400),
+    Work("tiny, 8 × 8 × 128, fp32", (), 5),
+    Work("tiny, 8 × 8 × 128, bf16", ("--bf16",), 3),
+    Work("tiny, 8 × 8 × 128, 400 words of context, fp32", ("--steps", "1"), 3, 400),
 )
 
 
@@ -102,14 +103,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"Machine: {machine['processor']}, {machine['cores']} cores, {machine.get('memory_gib', '?')} GiB. Python "
         f"{sys.version.split()[0]}, torch {version('torch')}, transformers {version('transformers')}, "
-        f"TRL {version('trl')}. {rows[0]['turns']} paired turns; medians, with the smallest and largest ratio.",
+        f"TRL {version('trl')}. Paired turns; medians, with the smallest and largest ratio.",
         "",
-        "| work | preftune tokens/s | TRL tokens/s | ratio | memory, ours / TRL's | whole command, TRL's / ours |",
-        "|---|---|---|---|---|---|",
+        "| work | turns | preftune tokens/s | TRL tokens/s | ratio | memory, ours / TRL | whole command, TRL / ours |",
+        "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         lines.append(
-            f"| {r['work']} | {r['ours']:.0f} | {r['theirs']:.0f} "
+            f"| {r['work']} | {r['turns']} | {r['ours']:.0f} | {r['theirs']:.0f} "
             f"| **{r['ratio']:.2f}** ({r['low']:.2f} – {r['high']:.2f}) "
             f"| {r['memory']:.2f} ({r['ours_peak']:.1f} / {r['theirs_peak']:.1f} GiB) | {r['command']:.2f} |"
         )
@@ -119,14 +120,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, default=ROOT.parent / "shared" / "peers")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, help="paired turns of every work (default: each work's own number)")
     parser.add_argument("--only", default="", help="run only works whose name contains this")
     args = parser.parse_args()
     if not (args.peers / "trl_grpo.py").exists():
         sys.exit(f"{args.peers} holds no trl_grpo.py; name the folder of the yardstick's scripts with --peers")
     works = [w for w in WORKS if args.only in w.name]
     with tempfile.TemporaryDirectory() as folder:
-        rows = [compare(work, args.peers.resolve(), args.turns, Path(folder)) for work in works]
+        rows = [compare(w, args.peers.resolve(), args.turns or w.turns, Path(folder)) for w in works]
     page = ROOT / "docs" / "benchmarks.md"
     text = page.read_text(encoding="utf-8") if page.exists() else f"# Benchmarks\n\n{MARK}\n{MARK}\n"
     before, _, rest = text.partition(MARK)

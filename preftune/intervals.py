@@ -5,7 +5,8 @@ Nothing here is random, so a resumed run and a repeated report give the same dig
 - a share (all values 0 or 1): Wilson's score interval, right for shares near 0 and 1 and for few rows;
 - any other mean: Student's t;
 - the change of a share on the same rows: Bonett and Price's adjusted Wald interval for paired proportions;
-- the change of any other mean on the same rows: Student's t on the row differences.
+- the change of any other mean on the same rows: Student's t on the row differences;
+- rows that all have one value, unless they are a share: no interval. They show no spread to make one from.
 
 A bootstrap was the alternative. It needs a seed, and on few rows it is too narrow: when no row changed it
 claims to be certain. These formulas cover as promised there (tests/test_intervals.py simulates it).
@@ -31,8 +32,8 @@ class Interval:
 
     Attributes:
         value: the plain mean (or mean difference), in the metric's own unit.
-        low, high: ends of the interval; -inf and inf when `n` rows can't bound it (one row of a value that
-            isn't 0 or 1).
+        low, high: ends of the interval; -inf and inf when the rows can't bound it: a single row, or rows that are
+            all equal, of a value that is no share.
         n: rows that it was measured on.
     """
 
@@ -43,7 +44,7 @@ class Interval:
 
     @property
     def is_bounded(self) -> bool:
-        """False when there were too few rows for an interval."""
+        """False when there were too few rows for an interval, or rows without any spread."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def excludes(self, point: float) -> bool:
@@ -71,24 +72,30 @@ class Interval:
         )
 
 
-def mean_interval(values: Sequence[float] | npt.NDArray[Any]) -> Interval:
+def mean_interval(values: Sequence[float] | npt.NDArray[Any], *, binary: bool | None = None) -> Interval:
     """Mean of independent rows with its 95 % interval.
 
     Args:
-        values: one number per row. When every one is 0 or 1 they are taken as a share.
+        values: one number per row.
+        binary: whether the values are 0 or 1 by their nature, so that their mean is a share. None: the values
+            decide. Rows of nothing but 0 could then also be of a reward that pays 3 for a success; a caller who
+            has seen such a value says False (see `is_binary`).
 
     Returns:
-        Wilson's score interval for a share, Student's t interval otherwise. Equal values that aren't 0 or 1
-        give a width of zero: the rows carry no information about spread. A single one has no bounds.
+        Wilson's score interval for a share, Student's t interval otherwise. Equal values that are no share, and
+        a single one, have no bounds.
 
     Raises:
-        ValueError: no rows, or a value that isn't finite.
+        ValueError: no rows, a value that isn't finite, or one that isn't 0 or 1 although `binary` is True.
 
     References:
         Wilson (1927), "Probable inference, the law of succession, and statistical inference", eq. 3.
     """
     rows = _rows(values, "values")
-    return _wilson(rows) if _is_share(rows) else _student(rows)
+    share = is_binary(rows)
+    if binary and not share:
+        raise ValueError(f"`values` must be 0 or 1; row {int(np.argmin(np.isin(rows, (0.0, 1.0))))} is not")
+    return _wilson(rows) if share and binary is not False else _student(rows)
 
 
 def paired_difference(
@@ -105,7 +112,8 @@ def paired_difference(
     Returns:
         With values of 0 and 1 only, Bonett and Price's interval: with b rows that rose and c that fell,
         p = (b+1)/(n+2), q = (c+1)/(n+2), (p - q) ± z·sqrt((p + q - (p - q)²) / (n + 2)), cut to [-1, 1];
-        the value is the plain (b - c)/n. Otherwise Student's t on the differences.
+        the value is the plain (b - c)/n. Both columns decide together: when `before` is all 0 and `after` holds a
+        3, neither is a share. Otherwise Student's t on the differences, without bounds when they are all equal.
 
     Raises:
         ValueError: no rows, different lengths, or a value that isn't finite.
@@ -117,13 +125,18 @@ def paired_difference(
     first, second = _rows(before, "before"), _rows(after, "after")
     if len(first) != len(second):
         raise ValueError(f"a paired difference needs the same rows: before has {len(first)}, after has {len(second)}")
-    if not (_is_share(first) and _is_share(second)):
+    if not (is_binary(first) and is_binary(second)):
         return _student(second - first)
     n = len(first)
     rose, fell = int(np.sum(second > first)), int(np.sum(second < first))
     p, q = (rose + 1) / (n + 2), (fell + 1) / (n + 2)
     half = Z95 * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
     return Interval((rose - fell) / n, max(-1.0, p - q - half), min(1.0, p - q + half), n)
+
+
+def is_binary(values: Sequence[float] | npt.NDArray[Any]) -> bool:
+    """True when every value is 0 or 1."""
+    return bool(np.isin(np.asarray(values, dtype=np.float64), (0.0, 1.0)).all())
 
 
 def _rows(values: Sequence[float] | npt.NDArray[Any], name: str) -> npt.NDArray[np.float64]:
@@ -133,10 +146,6 @@ def _rows(values: Sequence[float] | npt.NDArray[Any], name: str) -> npt.NDArray[
     if not np.isfinite(rows).all():
         raise ValueError(f"`{name}` must be finite; row {int(np.argmin(np.isfinite(rows)))} is not")
     return rows
-
-
-def _is_share(rows: npt.NDArray[np.float64]) -> bool:
-    return bool(np.isin(rows, (0.0, 1.0)).all())
 
 
 def _wilson(rows: npt.NDArray[np.float64]) -> Interval:
@@ -154,8 +163,8 @@ def _wilson(rows: npt.NDArray[np.float64]) -> Interval:
 def _student(rows: npt.NDArray[np.float64]) -> Interval:
     n = len(rows)
     mean = float(rows.mean())
-    if n == 1:
-        return Interval(mean, -math.inf, math.inf, 1)
+    if (rows == rows[0]).all():
+        return Interval(float(rows[0]), -math.inf, math.inf, n)
     half = t_quantile(n - 1) * float(rows.std(ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 

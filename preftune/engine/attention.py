@@ -88,7 +88,8 @@ def register() -> None:
 class PackedLayout:
     """How the tokens of one packed row attend. Built once per row, used by every layer.
 
-    Completions of like length are batched for the kernel: `buckets` holds index tensors [n, L] into the row.
+    Spans of like length are batched for the kernel: `causal` holds them as buckets. `shared` are the groups whose
+    completions also attend to a prompt that stands apart from them.
     """
 
     def __init__(self, segments: Sequence[Segment], device: torch.device | str) -> None:
@@ -96,9 +97,12 @@ class PackedLayout:
         self.device = torch.device(device)
         self.longest = max((s.prompt + max((n for _, n in s.completions), default=0) for s in segments), default=0)
         self.tokens = max((s.end for s in segments), default=0)
-        self.prompt_buckets = _buckets([(s.start, s.prompt) for s in segments], self.device)
-        spans = [span for s in segments for span in s.completions if span[1] > 0]
-        self.completion_buckets = _buckets(spans, self.device)
+        # A prompt with one completion is one causal span: there is nothing to share and nothing to merge.
+        self.shared = tuple(s for s in segments if len(s.completions) > 1)
+        alone = [(s.start, s.end - s.start) for s in segments if len(s.completions) <= 1]
+        prompts = [(s.start, s.prompt) for s in self.shared]
+        self.causal = _buckets(alone + prompts, self.device)
+        self.causal += _buckets([span for s in self.shared for span in s.completions], self.device)
         self.calls: list[int] = []
         self.recorded: dict[int, tuple[Tensor, Tensor]] | None = None
         self._blocks: dict[int | None, Any] = {}
@@ -147,20 +151,36 @@ class PackedLayout:
         return flex_attend(q, k, v, self._blocks[window], scale, softcap)
 
 
-def _buckets(spans: Sequence[tuple[int, int]], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Group (start, length) spans of like length: pairs of [n, L] row indices and [n, L] validity, where at most a
-    fifth of a bucket's longest row is padding. Padding points at the span's last token, so it is always readable."""
-    out: list[tuple[Tensor, Tensor]] = []
+class _Bucket:
+    """Spans of like length as one batch: `index` [n, L] into the row, `valid` [n, L], and where they agree: `rows` of
+    the packed row and `flat` places of the flattened batch. Padding points at its span's last token, so it is
+    always readable."""
+
+    def __init__(self, spans: Sequence[tuple[int, int]], device: torch.device) -> None:
+        starts = torch.tensor([start for start, _ in spans])[:, None]
+        lengths = torch.tensor([n for _, n in spans])[:, None]
+        steps = torch.arange(int(lengths.max()))[None]
+        index, valid = starts + torch.minimum(steps, lengths - 1), steps < lengths
+        self.index, self.valid = index.to(device), valid.to(device)
+        self.rows, self.flat = index[valid].to(device), valid.flatten().nonzero()[:, 0].to(device)
+
+    def take(self, x: Tensor) -> Tensor:
+        """[1, H, N, …] → [n, H, L, …]."""
+        return x[0][:, self.index].transpose(0, 1)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[n, H, L, …] → [H, valid tokens, …], in the order of `rows`."""
+        return x.transpose(0, 1).flatten(1, 2)[:, self.flat]
+
+
+def _buckets(spans: Sequence[tuple[int, int]], device: torch.device) -> list[_Bucket]:
+    """Sort (start, length) spans into buckets in which at most a fifth of the longest row is padding."""
+    out: list[_Bucket] = []
     order = sorted((s for s in spans if s[1] > 0), key=lambda s: -s[1])
     while order:
-        longest = order[0][1]
-        take = [s for s in order if s[1] >= 0.8 * longest]
+        take = [s for s in order if s[1] >= 0.8 * order[0][1]]
         order = order[len(take) :]
-        starts = torch.tensor([s for s, _ in take])[:, None]
-        lengths = torch.tensor([n for _, n in take])[:, None]
-        steps = torch.arange(longest)[None]
-        index = starts + torch.minimum(steps, lengths - 1)
-        out.append((index.to(device), (steps < lengths).to(device)))
+        out.append(_Bucket(take, device))
     return out
 
 
@@ -193,11 +213,6 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """[1, H, N, d] at [n, L] → [n, H, L, d]."""
-    return x[0][:, index].transpose(0, 1)
-
-
 class _SharedPromptFlash(torch.autograd.Function):
     """Attention of a packed row in three kinds of kernel calls: prompts (causal), completions over themselves
     (causal), completions over their prompt (full); the last two merged by log-sum-exp."""
@@ -206,12 +221,11 @@ class _SharedPromptFlash(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float) -> Tensor:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = torch.empty(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
-        for index, valid in (*layout.prompt_buckets, *layout.completion_buckets):
-            o, e = _flash(_take(q, index), _take(k, index), _take(v, index), 0.0, True, scale=scale)
-            rows = index[valid]
-            out[0][:, rows] = o.transpose(0, 1)[:, valid]
-            lse[0][:, rows] = e.transpose(0, 1)[:, valid]
-        for s in layout.segments:
+        for bucket in layout.causal:
+            o, e = _flash(bucket.take(q), bucket.take(k), bucket.take(v), 0.0, True, scale=scale)
+            out[0][:, bucket.rows] = bucket.spread(o)
+            lse[0][:, bucket.rows] = bucket.spread(e)
+        for s in layout.shared:
             own = slice(s.start + s.prompt, s.end)
             if own.start == own.stop:
                 continue
@@ -235,17 +249,15 @@ class _SharedPromptFlash(torch.autograd.Function):
         layout: PackedLayout = ctx.layout
         scale: float = ctx.scale
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for index, valid in (*layout.prompt_buckets, *layout.completion_buckets):
+        for bucket in layout.causal:
             # Padded queries get no gradient, so they add nothing to keys and values either.
-            g = _take(grad, index) * valid[:, None, :, None]
-            e = lse[0][:, index].transpose(0, 1)
+            g = bucket.take(grad) * bucket.valid[:, None, :, None]
             parts = _flash_backward(
-                g, _take(q, index), _take(k, index), _take(v, index), _take(out, index), e, 0.0, True, scale=scale
-            )
-            rows = index[valid]
+                g, *(bucket.take(x) for x in (q, k, v, out, lse)), 0.0, True, scale=scale
+            )  # fmt: skip
             for total, part in zip((dq, dk, dv), parts, strict=True):
-                total[0][:, rows] += part.transpose(0, 1)[:, valid]
-        for s in layout.segments:
+                total[0][:, bucket.rows] += bucket.spread(part)
+        for s in layout.shared:
             own = slice(s.start + s.prompt, s.end)
             if own.start == own.stop:
                 continue

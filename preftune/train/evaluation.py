@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.errors import PreftuneError
-from preftune.intervals import Interval, mean_interval, paired_difference
+from preftune.intervals import Interval, is_binary, mean_interval, paired_difference
 from preftune.records import Group
 from preftune.train.folder import write_json
 
@@ -30,10 +30,23 @@ class Measurement:
     rows: Rows
     samples: tuple[Group, ...] = ()
 
-    def intervals(self) -> dict[str, Interval]:
-        """Mean of each metric with its 95 % interval, over the rows where it applies."""
-        known = {name: [v for v in values if v is not None] for name, values in self.rows.items()}
-        return {name: mean_interval(values) for name, values in known.items() if values}
+    def intervals(self, others: Iterable[Measurement] = ()) -> dict[str, Interval]:
+        """Mean of each metric with its 95 % interval, over the rows where it applies.
+
+        Args:
+            others: measurements that help to tell a 0/1 metric from one that was 0 or 1 on every row by chance.
+        """
+        out: dict[str, Interval] = {}
+        for name in self.rows:
+            values = self.known(name)
+            if values:
+                binary = all(is_binary(each.known(name)) for each in (self, *others))
+                out[name] = mean_interval(values, binary=binary)
+        return out
+
+    def known(self, name: str) -> list[float]:
+        """A metric's values on the rows where it applies; empty when it was not measured."""
+        return [value for value in self.rows.get(name, ()) if value is not None]
 
     def save(self, folder: Path) -> None:
         """Keep the rows: paired differences need them, also after a resume."""

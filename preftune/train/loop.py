@@ -470,7 +470,8 @@ class _Loop:
     def _summary(self, status: str, before: Measured, after: Measured, kept: int | None = None) -> RunResult:
         best = self.best or {"step": None, "metric": None}
         change = {split: difference(before[split], after[split]) for split in after if split in before}
-        first, last = ({split: m.intervals() for split, m in some.items()} for some in (before, after))
+        every = [*before.values(), *after.values()]
+        first, last = ({split: m.intervals(every) for split, m in some.items()} for some in (before, after))
         result = RunResult(self.folder, self.step, best["step"], first, last, change)
         facts = {
             "method": self.recipe.method, "name": self.recipe.name, "best_metric": best["metric"], "kept_step": kept,
