@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from preftune.intervals import Interval, mean_interval, paired_difference, t_quantile
+from preftune.intervals import Interval, is_binary, mean_interval, paired_difference, t_quantile
 
 
 def test_wilson_by_hand() -> None:
@@ -85,6 +85,41 @@ def test_one_row_of_a_number_has_no_bounds_and_still_is_json() -> None:
     text = json.dumps(got.to_json(), allow_nan=False)
     assert json.loads(text) == {"value": 2.5, "low": None, "high": None, "n": 1}
     assert Interval.from_json(json.loads(text)) == got
+
+
+@pytest.mark.parametrize("values", [[3.0] * 180, [-2.5, -2.5], [0.1] * 7])
+def test_equal_rows_of_a_number_have_no_bounds(values: list[float]) -> None:
+    got = mean_interval(values)
+    assert (got.value, got.n, got.is_bounded) == (values[0], len(values), False)
+    assert not got.excludes(100.0)
+
+
+def test_zeros_of_a_reward_known_to_pay_more_are_no_share() -> None:
+    assert mean_interval([0.0] * 180).high == pytest.approx(3.841459 / 183.841459, abs=1e-6)
+    assert not mean_interval([0.0] * 180, binary=False).is_bounded
+    # 0, 1 as plain numbers: mean 0.5, sd sqrt(0.5), t(1) = 12.7062, half 12.7062·sqrt(0.5)/sqrt(2) = 6.3531.
+    assert mean_interval([0, 1], binary=False).high == pytest.approx(0.5 + 6.353102, abs=1e-5)
+    assert mean_interval([0, 1], binary=True) == mean_interval([0, 1])
+
+
+def test_values_that_contradict_the_caller_are_an_error() -> None:
+    with pytest.raises(ValueError, match="row 1 is not"):
+        mean_interval([1.0, 3.0], binary=True)
+
+
+def test_both_columns_decide_whether_a_change_is_of_a_share() -> None:
+    # Before all 0, after 0 and 3: differences 3, 0, 3, 0, mean 1.5, sd sqrt(3), t(3) = 3.182446,
+    # half 3.182446·sqrt(3)/2 = 2.756079.
+    got = paired_difference([0, 0, 0, 0], [3, 0, 3, 0])
+    assert got.value == 1.5
+    assert got.high == pytest.approx(1.5 + 2.756079, abs=1e-5)
+    every = paired_difference([0, 0, 0], [3, 3, 3])
+    assert (every.value, every.is_bounded) == (3.0, False)
+
+
+@pytest.mark.parametrize(("values", "expected"), [([0, 1, 1.0], True), ([True, False], True), ([0, 0.5], False)])
+def test_is_binary(values: list[float], expected: bool) -> None:
+    assert is_binary(values) is expected
 
 
 def test_json_round_trip() -> None:

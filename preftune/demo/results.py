@@ -91,7 +91,7 @@ def page(results: Mapping[int, Mapping[str, Arm]], *, seconds: float, quick: boo
     lines = [
         "# Results of the demo",
         "",
-        "Written by `make results`; do not edit. " + ("**A quick smoke: nothing is learnt in it.**" if quick else ""),
+        "Written by `make results`; do not edit." + (" **A quick smoke: nothing is learnt in it.**" if quick else ""),
         "",
         f"The task of `make demo` over seeds {seeds}: a base of 0.8 million parameters, trained on the spot by someone "
         "who mostly forgets to carry, answers two-digit sums in words. Each seed has its own base, data and held-out "

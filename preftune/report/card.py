@@ -105,8 +105,8 @@ def _is_adapter(run: Run) -> bool:
 
 def _trained(run: Run) -> str:
     what = "A LoRA adapter" if _is_adapter(run) else "All weights"
-    model = f" of {_inline(run.model)}" if run.model and what == "All weights" else ""
-    model = f" for {_inline(run.model)}" if run.model and not model else model
+    model = f" of {_inline(run.short_model)}" if run.model and what == "All weights" else ""
+    model = f" for {_inline(run.short_model)}" if run.model and not model else model
     lines = [f"- {what}{model}, by {_inline(run.method)} with preftune."]
     best = f"; the best checkpoint is from step {run.best_step}" if run.best_step is not None else ""
     lines.append(f"- {run.last_step:,} optimizer steps{best}. Status: {_inline(run.status_detail or run.status)}.")
@@ -184,7 +184,8 @@ def _samples(run: Run) -> list[str]:
         score = f", score {words.number(last.score)}" if last.score is not None else ""
         out.append(
             f"Prompt ({_inline(item.split)} row {_inline(item.where or '?')}):\n\n{_fenced(_cut(item.prompt))}\n\n"
-            f"Step {last.step}{score}:\n\n{_fenced(_cut(last.completion))}"
+            + (f"True answer:\n\n{_fenced(_cut(item.answer))}\n\n" if item.answer else "")
+            + f"Step {last.step}{score}:\n\n{_fenced(_cut(last.completion))}"
         )
     return out
 

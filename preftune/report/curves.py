@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from preftune.intervals import Interval
 from preftune.report.read import Run
-from preftune.report.words import is_share, title
+from preftune.report.words import is_share, main_metric, title
 
 Points = Sequence[tuple[int, float]]
 MAX_POINTS = 800
@@ -31,6 +31,8 @@ class Plan:
     note: str
     percent: bool = False
     log: bool = False
+    own_axis: bool = False
+    """In a pipeline each stage gets a chart of its own: methods mean different things by it, on different scales."""
 
 
 PLANS = (
@@ -46,8 +48,18 @@ PLANS = (
         "Share of groups in which all completions got the same score.",
         percent=True,
     ),
-    Plan("Loss", ("loss",), "The objective that the step minimised. For policy gradients its level means little."),
-    Plan("Loss per token (NLL)", ("nll",), "Mean negative log-likelihood of the trained tokens, in nats."),
+    Plan(
+        "Loss",
+        ("loss",),
+        "The objective that the step minimised. For policy gradients its level means little.",
+        own_axis=True,
+    ),
+    Plan(
+        "Loss per token (NLL)",
+        ("nll",),
+        "Mean negative log-likelihood of the trained tokens, in nats.",
+        own_axis=True,
+    ),
     Plan(
         "Completion length",
         ("length/mean", "length/max"),
@@ -71,7 +83,7 @@ PLANS = (
     ),
     Plan("Largest ratio", ("ratio/max",), "Largest importance ratio of the step; 1 with one update per batch."),
     Plan("Gradient norm", ("grad_norm",), "Before clipping.", log=True),
-    Plan("Learning rate", ("learning_rate",), "As the schedule set it."),
+    Plan("Learning rate", ("learning_rate",), "As the schedule set it.", own_axis=True),
     Plan(
         "Sampler against trainer",
         ("sampler/max_diff", "sampler/kl"),
@@ -100,7 +112,14 @@ PLANS = (
         percent=True,
     ),
 )
+PARTS_TITLE = "Reward, part by part"
+PARTS_NOTE = "Each reward's own mean, before its weight."
 PLANNED = {name for plan in PLANS for name in plan.names}
+
+
+def reward_parts(names: Iterable[str]) -> list[str]:
+    """The metrics of single rewards among train metrics."""
+    return [name for name in names if name.startswith("reward/") and name not in PLANNED and name != "reward/skipped"]
 
 
 def constant_metrics(run: Run) -> dict[str, float]:
@@ -114,13 +133,13 @@ def charts(run: Run) -> list[dict[str, Any]]:
     out = _eval_charts(run)
     constant = constant_metrics(run)
     moving = [name for name in run.train if name not in constant]
-    parts = [name for name in moving if name.startswith("reward/") and name not in PLANNED and name != "reward/skipped"]
+    parts = reward_parts(moving)
     for plan in PLANS:
         names = [name for name in plan.names if name in moving]
         if names:
             out.append(_train_chart(run, plan.title, names, plan.note, plan.percent, plan.log))
         if plan.names == ("reward/mean",) and parts:
-            out.append(_train_chart(run, "Reward, part by part", parts, "Each reward's own mean, before its weight."))
+            out.append(_train_chart(run, PARTS_TITLE, parts, PARTS_NOTE))
     for name in moving:
         if name not in PLANNED and name not in parts:
             out.append(_train_chart(run, title(name), [name], f"Logged as {name}."))
@@ -139,41 +158,74 @@ def joined_charts(stages: list[tuple[str, Run]]) -> list[dict[str, Any]]:
         offsets.append(total)
         total += run.last_step
     marks = [{"x": offset, "label": name} for offset, (name, _) in zip(offsets, stages, strict=True)]
-    out: list[dict[str, Any]] = []
-    metrics = dict.fromkeys(m for _, run in stages for by in run.evals.values() for m in _measured(by))
-    for metric in metrics:
+    placed = [(name, run, offset) for offset, (name, run) in zip(offsets, stages, strict=True)]
+    out = _joined_evals(placed, marks)
+    parts = reward_parts(dict.fromkeys(metric for _, run in stages for metric in run.train))
+    for plan in PLANS:
+        logging = [at for at, (_, run) in enumerate(stages) if any(run.train.get(metric) for metric in plan.names)]
+        if plan.own_axis and len(logging) > 1:
+            for at in logging:
+                out += _joined_plan(
+                    replace(plan, title=f"{plan.title}: {stages[at][0]}"), placed, marks[at : at + 1], at
+                )
+        else:
+            out += _joined_plan(plan, placed, marks)
+        if plan.names == ("reward/mean",):
+            out += _joined_plan(Plan(PARTS_TITLE, tuple(parts), PARTS_NOTE), placed, marks)
+    for index, chart in enumerate(out):
+        chart["id"] = f"chart-{index}"
+    return out
+
+
+Placed = list[tuple[str, Run, int]]
+"""Stages with the number of steps before each."""
+
+
+def _joined_evals(placed: Placed, marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    out = []
+    metrics = dict.fromkeys(m for _, run, _ in placed for by in run.evals.values() for m in _measured(by))
+    main = main_metric(placed[-1][1], metrics) if placed else ""
+    for metric in sorted(metrics, key=lambda name: (name != main, name != "reward/mean")):
         series: list[dict[str, Any]] = []
         shares: list[bool] = []
-        for position, (offset, (name, run)) in enumerate(zip(offsets, stages, strict=True)):
+        splits: dict[str, None] = {}
+        for position, (name, run, offset) in enumerate(placed):
             split = _curve_split(run)
             points = [(s + offset, m[metric]) for s, m in sorted(run.evals.get(split, {}).items()) if metric in m]
             if points:
                 series.append(_interval_series(f"{name} ({split})", points, position))
                 shares.append(is_share(run, metric, [interval for _, interval in points]))
+                splits[split] = None
         if series:
-            note = "Measured on rows outside training, with 95 % intervals; one colour per stage."
-            out.append(_chart(title(metric), note, "points", series, percent=all(shares), marks=marks))
-    for plan in PLANS:
-        series = []
-        exact = plan.names == ("learning_rate",)
-        for position, (offset, (name, run)) in enumerate(zip(offsets, stages, strict=True)):
-            for index, metric in enumerate(plan.names):
-                if not run.train.get(metric):
-                    continue
-                shifted = [(step + offset, value) for step, value in run.train[metric]]
-                drawn = downsample(shifted if exact else _smooth(shifted))
-                # One metric: a colour per stage. Several: a colour per metric, named once.
-                alone = len(plan.names) == 1
-                series.append(_series(name if alone else title(metric), drawn, "line", position if alone else index))
-                series[-1]["unnamed"] = not alone and any(s["color"] == index for s in series[:-1])
-        if series:
-            lines = [run.train.get(metric, []) for _, run in stages for metric in plan.names]
-            note = plan.note + _how_drawn(lines, smooth=not exact).replace("Bold: mean", "Each point: mean")
-            log = plan.log and all(y is None or y > 0 for s in series for y in s["y"])
-            out.append(_chart(plan.title, note, "lines", series, percent=plan.percent, log=log, marks=marks))
-    for index, chart in enumerate(out):
-        chart["id"] = f"chart-{index}"
+            note = "Measured on rows outside training, with 95\u00a0% intervals; one colour per stage."
+            heading = f"{title(metric)} ({', '.join(splits)})"
+            out.append(_chart(heading, note, "points", series, percent=all(shares), marks=marks))
     return out
+
+
+def _joined_plan(
+    plan: Plan, placed: Placed, marks: list[dict[str, Any]], only: int | None = None
+) -> list[dict[str, Any]]:
+    """The chart of a plan over all stages, or over the one at position `only`; none where nothing was logged."""
+    series: list[dict[str, Any]] = []
+    exact = plan.names == ("learning_rate",)
+    # One metric: a colour per stage. Several: a colour per metric, named once.
+    alone = len(plan.names) == 1
+    lines: list[Points] = []
+    for position, (name, run, offset) in enumerate(placed):
+        for index, metric in enumerate(plan.names):
+            if not run.train.get(metric) or only not in (None, position):
+                continue
+            lines.append(run.train[metric])
+            shifted = [(step + offset, value) for step, value in run.train[metric]]
+            drawn = downsample(shifted if exact else _smooth(shifted))
+            series.append(_series(name if alone else title(metric), drawn, "line", position if alone else index))
+            series[-1]["unnamed"] = not alone and any(s["color"] == index for s in series[:-1])
+    if not series:
+        return []
+    note = plan.note + _how_drawn(lines, smooth=not exact).replace("Bold: mean", "Each point: mean")
+    log = plan.log and all(y is None or y > 0 for s in series for y in s["y"])
+    return [_chart(plan.title, note, "lines", series, percent=plan.percent, log=log, marks=marks)]
 
 
 def downsample(points: Points, limit: int = MAX_POINTS) -> list[tuple[int, float]]:
@@ -259,11 +311,13 @@ def _eval_charts(run: Run) -> list[dict[str, Any]]:
     split = _curve_split(run)
     by_step = run.evals.get(split, {})
     best_metric = (run.summary or {}).get("best_metric")
-    for metric in sorted(_measured(by_step), key=lambda name: name != best_metric):
+    measured = _measured(by_step)
+    main = main_metric(run, measured)
+    for metric in sorted(measured, key=lambda name: (name != main, name != "reward/mean")):
         points = [(step, metrics[metric]) for step, metrics in sorted(by_step.items()) if metric in metrics]
         share = is_share(run, metric, [interval for _, interval in points])
         rows = points[-1][1].n
-        note = f"On {rows:,} {split} rows, with 95 % intervals."
+        note = f"On {rows:,} {split} rows, with 95\u00a0% intervals."
         if metric == best_metric:
             note += " This metric picks the best checkpoint."
         series = [_interval_series(title(metric), points, 0)]

@@ -69,6 +69,7 @@ def _run_page(run: Run) -> str:
         verdict=verdict,
         sentence=sentence,
         why=why,
+        reward=words.trained_reward(run, rows),
         over_time=samples.over_time(run),
         in_training=samples.in_training(run),
         seconds=_shares(seconds) if isinstance(seconds, dict) else [],
@@ -123,14 +124,21 @@ def _journey(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             start = next((name["name"] for name, rows in zip(stages, found, strict=True) if rows), "")
             before = next((rows[0].before for rows in found if rows), None)
             if any(cells):
-                out[key] = {"row": row, "start": start, "before": before, "cells": cells}
+                reward = words.trained_reward(stages[-1]["run"], stages[-1]["rows"])
+                out[key] = {"row": row, "start": start, "before": before, "cells": cells, "reward": row is reward}
     return list(out.values())
 
 
 def _journey_sentence(journey: list[dict[str, Any]], names: list[str]) -> str:
     if not journey:
         return ""
-    line = journey[0]
+    first = journey[0]["row"]
+    # The headline's metric, and the score that the last stage was trained on where that is another one.
+    lines = [line for line in journey if line is journey[0] or (line["reward"] and line["row"].split == first.split)]
+    return " ".join(_journey_line(line, names) for line in lines)
+
+
+def _journey_line(line: dict[str, Any], names: list[str]) -> str:
     row = line["row"]
     places = [f"before {line['start']}", *(f"after {name}" for name in names)]
     said = [
@@ -138,7 +146,8 @@ def _journey_sentence(journey: list[dict[str, Any]], names: list[str]) -> str:
         for place, cell in zip(places, [line["before"], *line["cells"]], strict=True)
         if cell is not None
     ]
-    return f"{row.title} on {words.ROWS.get(row.split, row.split)} was {', '.join(said)}."
+    title = "The trained reward (mean score)" if line["reward"] else row.title
+    return f"{title} on {words.ROWS.get(row.split, row.split)} was {', '.join(said)}."
 
 
 def _scale(row: words.Comparison) -> dict[str, Any]:
@@ -160,7 +169,7 @@ def _scale(row: words.Comparison) -> dict[str, Any]:
             text = words.number(interval.value, percent=row.percent)
             bars.append({"label": label, "left": left, "width": right - left, "dot": at(interval.value), "text": text})
     ticks = [low + (high - low) * share for share in (0, 0.25, 0.5, 0.75, 1)]
-    labels = [f"{t * 100:.0f} %" if row.percent else words.number(t, digits=3) for t in ticks]
+    labels = [f"{t * 100:.0f}{words.NBSP}%" if row.percent else words.number(t, digits=3) for t in ticks]
     return {"bars": bars, "ticks": [{"at": at(t), "text": text} for t, text in zip(ticks, labels, strict=True)]}
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -24,7 +25,7 @@ Intervals = dict[str, dict[str, Interval]]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion that the run wrote down."""
+    """One completion that the run wrote down. `answer`: the true answer that its row came with, or empty."""
 
     step: int
     split: str
@@ -35,6 +36,7 @@ class Sample:
     length: int | None
     score: float | None
     breakdown: Mapping[str, float | None]
+    answer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,13 @@ class Run:
         return str(model.get("path", "")) if isinstance(model, dict) else ""
 
     @property
+    def short_model(self) -> str:
+        """The model's name for a heading: of an absolute path, its last two parts."""
+        parts = self.model.replace("\\", "/").rstrip("/").split("/")
+        is_absolute = self.model.startswith("/") or PureWindowsPath(self.model).is_absolute()
+        return "…/" + "/".join(parts[-2:]) if is_absolute and len(parts) > 3 else self.model
+
+    @property
     def status(self) -> str:
         """finished, stopped, interrupted, failed, or unfinished when the run never wrote a summary."""
         said = str((self.summary or {}).get("status") or "unfinished")
@@ -121,10 +130,21 @@ class Run:
 
     @property
     def notes(self) -> list[str]:
+        """What the run had to say about itself: fallbacks and warnings."""
+        return [note for note in self._all_notes if not REWARD_PLACE.match(note)]
+
+    @property
+    def reward_places(self) -> list[str]:
+        """Each reward with its weight and where it runs: facts, not warnings."""
+        return [note.removeprefix("reward ") for note in self._all_notes if REWARD_PLACE.match(note)]
+
+    @property
+    def _all_notes(self) -> list[str]:
         notes = (self.summary or {}).get("notes")
         return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
+REWARD_PLACE = re.compile(r"reward .+ \(weight [^()]+\): ")
 KNOWN = ("recipe.yaml", "manifest.json", "metrics.jsonl", "summary.json")
 
 
@@ -277,8 +297,17 @@ def _read_sample(run: Run, number: int, line: dict[str, Any]) -> None:
             length=None if length is None else int(length),
             score=_number(line.get("score")),
             breakdown={str(name): _number(value) for name, value in breakdown.items()},
+            answer=_answer(line.get("columns")),
         )
     )
+
+
+def _answer(columns: Any) -> str:
+    """The `answer` column as text; empty when the row has none."""
+    answer = columns.get("answer") if isinstance(columns, dict) else None
+    if answer is None or isinstance(answer, str):
+        return answer or ""
+    return json.dumps(answer, ensure_ascii=False)
 
 
 def _read_certificate(run: Run) -> None:

@@ -22,6 +22,11 @@ class Shown:
     samples: tuple[Sample, ...]
     note: str = ""
 
+    @property
+    def answer(self) -> str:
+        """The true answer that the row came with; empty when it has none."""
+        return next((sample.answer for sample in self.samples if sample.answer), "")
+
 
 def over_time(run: Run) -> list[Shown]:
     """Prompts outside training that were answered at several steps.

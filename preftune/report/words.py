@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from preftune.intervals import Interval
@@ -42,6 +43,8 @@ SHARES = {
     "clip/low", "clip/high", "diversity/distinct_2", "diversity/repetition", "tokens/saved",
 }  # fmt: skip
 LOWER_IS_BETTER = {"nll", "loss", "length/truncated", "kl"}
+NBSP = "\u00a0"
+"""Between a number and its unit, which belong on one line."""
 NEUTRAL = {"length/mean", "length/max", "entropy"}
 """Metrics that are neither good nor bad by themselves: their change is shown without a verdict."""
 
@@ -50,19 +53,22 @@ def title(metric: str) -> str:
     """A metric's name for people: `reward/format_exact` → "Format exact"."""
     if metric in TITLES:
         return TITLES[metric]
-    words = metric.removeprefix("reward/").replace("_", " ").strip() or metric
+    own = metric.removeprefix("reward/")
+    words = own.replace("_", " ").replace("-", " ") if own != metric else own.replace("_", " ")
+    words = words.strip() or metric
     return words[0].upper() + words[1:]
 
 
 def number(value: float | None, *, percent: bool = False, sign: bool = False, digits: int = 4) -> str:
-    """A number as text: `34.2 %`, `+1.27`, `3.1e−05`. None is a dash; a true minus sign is used."""
+    """A number as text: `34.2 %`, `+1.27`, `3.1e−05`. None is a dash; a true minus sign is used, and a space that
+    breaks no line before the unit."""
     if value is None:
         return "–"
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else ("∞" if value > 0 else "−∞")
     plus = "+" if sign else ""
     if percent:
-        return f"{value * 100:{plus}.1f} %".replace("-", "−")
+        return f"{value * 100:{plus}.1f}{NBSP}%".replace("-", "−")
     if value and abs(value) < 1e-3:
         return f"{value:{plus}.1e}".replace("-", "−")
     if abs(value) >= 10_000:
@@ -79,7 +85,7 @@ def _signed(value: float, form: str) -> str:
 def span(interval: Interval, *, percent: bool = False) -> str:
     """The 95 % interval as text: `42.1 to 51.3`, without the unit."""
     if not interval.is_bounded:
-        return "no interval: too few rows"
+        return "no interval: one row" if interval.n == 1 else "no interval: all rows equal"
     if percent:
         return f"{interval.low * 100:.1f} to {interval.high * 100:.1f}".replace("-", "−")
     return f"{number(interval.low)} to {number(interval.high)}"
@@ -88,9 +94,10 @@ def span(interval: Interval, *, percent: bool = False) -> str:
 def duration(seconds: float) -> str:
     """`47 s`, `3 min 12 s`, `2 h 5 min`."""
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.1f}{NBSP}s" if seconds < 10 else f"{seconds:.0f}{NBSP}s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    pairs = ((minutes, "min"), (rest, "s")) if minutes < 60 else ((minutes // 60, "h"), (minutes % 60, "min"))
+    return " ".join(f"{value}{NBSP}{unit}" for value, unit in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,7 @@ class Comparison:
         if self.difference is None:
             return "–"
         if self.percent:
-            return f"{_signed(self.difference.value * 100, '.1f')} points"
+            return f"{_signed(self.difference.value * 100, '.1f')}{NBSP}points"
         return number(self.difference.value, sign=self.difference.value != 0)
 
 
@@ -124,7 +131,7 @@ def compare(run: Run) -> list[Comparison]:
         for metric in dict.fromkeys((*before, *after)):
             row = _comparison(run, split, metric)
             rows.append(row)
-    main = _main_metric(run, {row.metric for row in rows})
+    main = main_metric(run, {row.metric for row in rows})
     # Stable: keeps test before validation, and within a split the order of measurement.
     rows.sort(key=lambda row: (row.split != "test", row.split != "validation", row.metric != main))
     complete = [row for row in rows if row.metric == main and row.before and row.after]
@@ -138,11 +145,25 @@ def _comparison(run: Run, split: str, metric: str) -> Comparison:
     before, after = run.before.get(split, {}).get(metric), run.after.get(split, {}).get(metric)
     difference = run.difference.get(split, {}).get(metric)
     verdict = "unknown"
-    if difference is not None and difference.is_bounded and metric not in NEUTRAL:
+    if difference is not None and metric not in NEUTRAL:
         gain = -difference.value if _lower_is_better(run, metric) else difference.value
-        verdict = "same" if not difference.excludes(0.0) else ("better" if gain > 0 else "worse")
+        known = _moved(difference)
+        verdict = "unknown" if known is None else ("same" if not known else ("better" if gain > 0 else "worse"))
     found = [interval for interval in (before, after) if interval]
     return Comparison(split, metric, title(metric), is_share(run, metric, found), before, after, difference, verdict)
+
+
+def _moved(difference: Interval) -> bool | None:
+    """True when chance does not explain the change, False when it may, None when these rows can't tell.
+
+    Rows that all changed by the same amount give no interval. Six or more that all moved one way are still
+    no chance: the two-sided sign test gives them 2 / 2^6 = 0.03.
+    """
+    if difference.is_bounded:
+        return difference.excludes(0.0)
+    if difference.value == 0.0 and difference.n > 1:
+        return False
+    return True if difference.n >= 6 else None
 
 
 def is_share(run: Run, metric: str, intervals: list[Interval]) -> bool:
@@ -170,7 +191,8 @@ def _lower_is_better(run: Run, metric: str) -> bool:
     return metric in LOWER_IS_BETTER
 
 
-def _main_metric(run: Run, measured: set[str]) -> str:
+def main_metric(run: Run, measured: Collection[str]) -> str:
+    """The measured metric that the run is about; "" when nothing was measured."""
     chosen = (run.summary or {}).get("best_metric") or _section(run, "eval").get("best")
     wanted = [str(chosen)] if chosen else []
     wanted += ["reward/accuracy", "reward/mean", "nll", *sorted(measured)]
@@ -191,46 +213,99 @@ def headline(run: Run, rows: list[Comparison]) -> tuple[str, str, str]:
             "so that the next run measures before and after." + pending,
         )
     row = rows[0]
-    interval = row.before or row.after
-    assert interval is not None  # compare() makes a row only from a measurement
+    reward = trained_reward(run, rows)
     if row.before is None or row.after is None:
+        interval = row.before or row.after
+        assert interval is not None  # compare() makes a row only from a measurement
         when = "before" if row.before else "after"
         return (
             "unknown",
-            f"{row.title} on {interval.n:,} {ROWS.get(row.split, row.split)} was {_value(row, interval)} {when} "
-            f"training (95 % interval {span(interval, percent=row.percent)}).",
+            f"{_who(run, row)} was {_value(row, interval)} {when} "
+            f"training (95{NBSP}% interval {span(interval, percent=row.percent)}).",
             f"There is no measurement {'after' if row.before else 'before'} training to compare it with." + pending,
         )
-    who = f"{row.title} on {row.after.n:,} {ROWS.get(row.split, row.split)}"
-    old, new = _value(row, row.before), _value(row, row.after)
-    if row.difference is None or not row.difference.is_bounded:
-        return (
-            "unknown",
-            f"{who} was {old} before and {new} after.",
-            "There is no paired difference over the same rows, so chance is not ruled out." + pending,
-        )
-    inside = f"{row.change}, 95 % interval {span(row.difference, percent=row.percent)}"
-    moved = "rose" if row.difference.value > 0 else "fell"
-    if not row.difference.excludes(0.0):
-        return (
-            "same",
-            f"{who} did not change measurably: {old} before, {new} after ({inside}).",
-            "The interval of the difference includes zero: these rows do not show that training helped."
-            + (
-                " No checkpoint did better on validation, so the model is the one before training."
-                * (run.best_step == 0)
+    sentence = _change(run, row, _who(run, row), row.before, row.after)
+    if reward is not None and reward.before is not None and reward.after is not None:
+        sentence += " " + _change(run, reward, "The trained reward (mean score)", reward.before, reward.after)
+    return row.verdict, sentence, _why(run, row, reward) + pending
+
+
+def trained_reward(run: Run, rows: list[Comparison]) -> Comparison | None:
+    """The row of the score that the run was trained on, where the headline is about another metric.
+
+    None for methods that train on no reward: their rewards are only measured.
+    """
+    score = "reward/mean"
+    if not rows or rows[0].metric == score or score not in run.train:
+        return None
+    return next((row for row in rows if row.split == rows[0].split and row.metric == score), None)
+
+
+def _who(run: Run, row: Comparison) -> str:
+    found = row.after or row.before
+    count = f"{found.n:,}{NBSP}" if found else ""
+    untrained = " (measured, not trained on)" if _only_measured(run, row.metric) else ""
+    return f"{row.title}{untrained} on {count}{ROWS.get(row.split, row.split)}"
+
+
+def _only_measured(run: Run, metric: str) -> bool:
+    """True for a reward of weight 0 in a run that trained on other rewards."""
+    rewards = run.recipe.get("rewards")
+    if "reward/mean" not in run.train or not isinstance(rewards, list):
+        return False
+    weights = [r.get("weight") for r in rewards if isinstance(r, dict) and f"reward/{r.get('name')}" == metric]
+    return bool(weights) and all(weight == 0 for weight in weights)
+
+
+def _change(run: Run, row: Comparison, who: str, before: Interval, after: Interval) -> str:
+    """One sentence on what a metric did."""
+    old, new = _value(row, before), _value(row, after)
+    if row.difference is None:
+        return f"{who} was {old} before and {new} after."
+    change = f"{row.change}, 95{NBSP}% interval {span(row.difference, percent=row.percent)}"
+    if not row.difference.is_bounded:
+        change = f"{row.change}, {span(row.difference)}"
+        if row.difference.n > 1:
+            change = "the same on every row" if row.difference.value == 0 else f"{row.change} on every row"
+    moved = _moved(row.difference)
+    if moved is None:
+        return f"{who} was {old} before and {new} after ({change})."
+    if not moved:
+        return f"{who} did not change measurably: {old} before, {new} after ({change})."
+    return f"{who} {'rose' if row.difference.value > 0 else 'fell'} from {old} to {new} ({change})."
+
+
+def _why(run: Run, row: Comparison, reward: Comparison | None) -> str:
+    """What the headline's change means, and what it doesn't."""
+    moved = None if row.difference is None else _moved(row.difference)
+    if row.difference is None:
+        return "There is no paired difference over the same rows, so chance is not ruled out."
+    if moved is None:
+        return "These are too few rows to tell the change from chance."
+    if not moved:
+        if run.best_step == 0:
+            kept = " No checkpoint did better on validation, so the model is the one before training."
+            return "The interval of the difference includes zero: these rows do not show that training helped." + kept
+        if reward is not None and reward.verdict in ("better", "worse"):
+            name = row.title[0].lower() + row.title[1:]
+            return (
+                f"Training moved what it was given to move: the reward got {reward.verdict}. That {name} changed with "
+                "it, these rows do not show: the interval of its difference includes zero."
             )
-            + pending,
-        )
-    sentence = f"{who} {moved} from {old} to {new} ({inside})."
+        return "The interval of the difference includes zero: these rows do not show that training helped."
     why = {
-        "better": "The change is over the same rows before and after, and its interval excludes zero.",
+        "better": "The change is over the same rows before and after, and its interval excludes zero."
+        if row.difference.is_bounded
+        else "Every row changed by the same amount, so there is no spread to make an interval from; so many rows "
+        "that all move one way are no chance.",
         "worse": "The model got worse on rows it was not trained on. Read the advice below before using it.",
         "unknown": "This metric is neither good nor bad by itself; see the table below.",
     }[row.verdict]
+    if row.verdict == "worse" and reward is not None and reward.verdict == "better":
+        why = "The reward rose while what counts fell: training may have found a way around it. " + why
     if row.split == "validation" and run.best_step is not None:
         why += " Validation rows also choose the best checkpoint, so this flatters the result a little."
-    return row.verdict, sentence, why + pending
+    return why
 
 
 def _value(row: Comparison, interval: Interval) -> str:
