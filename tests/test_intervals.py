@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from preftune.intervals import Interval, is_binary, mean_interval, paired_difference, t_quantile
+from preftune.train.evaluation import Measurement
 
 
 def test_wilson_by_hand() -> None:
@@ -115,6 +116,16 @@ def test_both_columns_decide_whether_a_change_is_of_a_share() -> None:
     assert got.high == pytest.approx(1.5 + 2.756079, abs=1e-5)
     every = paired_difference([0, 0, 0], [3, 3, 3])
     assert (every.value, every.is_bounded) == (3.0, False)
+
+
+def test_a_run_judges_a_metric_by_all_that_it_measured() -> None:
+    none: list[float | None] = [0.0, 0.0, None]
+    before = Measurement(0, "test", {"reward/form": none, "reward/right": none})
+    after = Measurement(9, "test", {"reward/form": [3.0, 0.0, 3.0], "reward/right": [1.0, 0.0, 1.0]})
+    assert before.intervals()["reward/form"].is_bounded
+    got = before.intervals([before, after])
+    assert not got["reward/form"].is_bounded
+    assert got["reward/right"] == mean_interval([0, 0])
 
 
 @pytest.mark.parametrize(("values", "expected"), [([0, 1, 1.0], True), ([True, False], True), ([0, 0.5], False)])

@@ -19,6 +19,9 @@ Points = Sequence[tuple[int, float]]
 MAX_POINTS = 800
 """Points drawn per curve. A longer one keeps the lowest and highest of each stretch, so that spikes stay visible."""
 
+LEGEND = 3
+"""Names that a narrow chart has room for under its curves."""
+
 STAGES = ("sample", "reward", "reference", "update", "eval")
 
 
@@ -396,6 +399,6 @@ def _chart(
         "log": log,
         "best": best,
         "marks": marks or [],
-        "wide": wide,
+        "wide": wide or len({s["name"] for s in series if not s.get("unnamed")}) > LEGEND,
         "series": series,
     }

@@ -11,6 +11,7 @@ import base64
 import gzip
 import hashlib
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -226,9 +227,10 @@ def _json_block(value: Any) -> str:
 
 def _code(text: object) -> Markup:
     """Text in which `names in backticks` become code; all of it escaped."""
-    parts = _visible(text).split("`")
+    shown = re.sub(r"(?<=\d) %", f"{words.NBSP}%", _visible(text))
+    parts = shown.split("`")
     if len(parts) % 2 == 0:  # an odd number of backticks pairs nothing
-        return escape(_visible(text))
+        return escape(shown)
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -177,6 +177,7 @@ def read_run(folder: Path) -> Run:
         run.advice.append((int(_number(line.get("step")) or 0), str(line.get("saw", "")), str(line.get("change", ""))))
     _read_certificate(run)
     _read_comparison(run)
+    _unbound_false_shares(run)
     return run
 
 
@@ -332,6 +333,29 @@ def _read_certificate(run: Run) -> None:
                 detail=str(check.get("detail") or ""),
             )
         )
+
+
+def _unbound_false_shares(run: Run) -> None:
+    """Take back the interval of a share from a reward that turned out to be none.
+
+    When every row scored 0, the loop could not know yet that the reward also pays 3; here the whole run is known.
+    Wilson's interval of a constant column is the one whose end is the value itself on one side alone.
+    """
+    tables = [by_step for splits in run.evals.values() for by_step in splits.values()]
+    tables += [metrics for kind in (run.before, run.after) for metrics in kind.values()]
+    seen: dict[str, set[float]] = {}
+    for sample in run.samples:
+        for name, value in sample.breakdown.items():
+            if value is not None:
+                seen.setdefault(f"reward/{name}", set()).add(value)
+    for metric in dict.fromkeys(name for table in tables for name in table):
+        means = {table[metric].value for table in tables if metric in table}
+        if seen.get(metric, set()) <= {0.0, 1.0} and all(0 <= mean <= 1 for mean in means):
+            continue
+        for table in tables:
+            found = table.get(metric)
+            if found is not None and (found.low == found.value) != (found.high == found.value):
+                table[metric] = replace(found, low=-math.inf, high=math.inf)
 
 
 def _read_comparison(run: Run) -> None:

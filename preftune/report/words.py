@@ -18,6 +18,7 @@ TITLES = {
     "reward/skipped": "Rewards left out",
     "length/mean": "Mean length",
     "length/max": "Longest",
+    "length/chars": "Mean length in characters",
     "length/truncated": "Share cut at the limit",
     "length/eos": "Share ending in EOS",
     "nll": "Loss per token (NLL)",
@@ -283,16 +284,15 @@ def _why(run: Run, row: Comparison, reward: Comparison | None) -> str:
     if moved is None:
         return "These are too few rows to tell the change from chance."
     if not moved:
-        if run.best_step == 0:
-            kept = " No checkpoint did better on validation, so the model is the one before training."
-            return "The interval of the difference includes zero: these rows do not show that training helped." + kept
-        if reward is not None and reward.verdict in ("better", "worse"):
-            name = row.title[0].lower() + row.title[1:]
+        bounded = row.difference.is_bounded
+        zero = "the interval of the difference includes zero" if bounded else "no row's value changed"
+        if run.best_step != 0 and reward is not None and reward.verdict in ("better", "worse"):
             return (
-                f"Training moved what it was given to move: the reward got {reward.verdict}. That {name} changed with "
-                "it, these rows do not show: the interval of its difference includes zero."
+                f"Training moved what it was given: the trained reward got {reward.verdict}. These rows do not show "
+                f"that {row.title[0].lower() + row.title[1:]} changed with it: {zero}."
             )
-        return "The interval of the difference includes zero: these rows do not show that training helped."
+        kept = " No checkpoint did better on validation, so the model is the one before training."
+        return f"{zero.capitalize()}: these rows do not show that training helped." + kept * (run.best_step == 0)
     why = {
         "better": "The change is over the same rows before and after, and its interval excludes zero."
         if row.difference.is_bounded

@@ -134,6 +134,127 @@ def test_headline_is_plain_when_it_is_no_gain(
     assert wanted in read(folder).words
 
 
+def test_headline_names_the_trained_reward_beside_the_outcome(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=10)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("name: accuracy\n  weight: 1.0", "name: accuracy\n  weight: 0"))
+    accuracy, reward = "reward/accuracy", "reward/mean"
+    rewrite(
+        folder / "summary.json",
+        best_metric=None,
+        best_step=None,
+        before={"test": {accuracy: interval(0.006, 0.001, 0.031), reward: interval(-4.1, -4.7, -3.5)}},
+        after={"test": {accuracy: interval(0.011, 0.003, 0.04), reward: interval(-0.2, -0.5, 0.1)}},
+        difference={"test": {accuracy: interval(0.005, -0.019, 0.03), reward: interval(3.9, 3.3, 4.7)}},
+    )
+    words = read(folder).words
+    assert (
+        "Accuracy (measured, not trained on) on 500 held-out rows did not change measurably: 0.6 % before, 1.1 % after "
+        "(+0.5 points, 95 % interval −1.9 to 3.0). The trained reward (mean score) rose from −4.1 to −0.2 (+3.9, 95 % "
+        "interval 3.3 to 4.7)." in words
+    )
+    assert "the trained reward got better. These rows do not show that accuracy changed with it" in words
+    assert "trained reward −4.1 → −0.2 better" in words
+    # The same numbers in a run that trained on no reward: the score is a measurement like any other.
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "train":
+            del line["metrics"]["reward/mean"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = read(folder).words
+    assert "Accuracy on 500 held-out rows did not change measurably" in words
+    assert "trained reward" not in words
+
+
+def test_a_reward_that_rose_while_the_outcome_fell_is_called_suspicious(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=10)
+    accuracy, reward = "reward/accuracy", "reward/mean"
+    rewrite(
+        folder / "summary.json",
+        before={"test": {accuracy: interval(0.5, 0.46, 0.54), reward: interval(0.6, 0.5, 0.7)}},
+        after={"test": {accuracy: interval(0.3, 0.27, 0.33), reward: interval(0.9, 0.8, 1.0)}},
+        difference={"test": {accuracy: interval(-0.2, -0.25, -0.15), reward: interval(0.3, 0.2, 0.4)}},
+    )
+    words = read(folder).words
+    assert "The trained reward (mean score) rose from 0.6 to 0.9" in words
+    assert "The reward rose while what counts fell" in words
+    assert "The model got worse" in words
+
+
+@pytest.mark.parametrize(
+    ("change", "rows", "said", "pill"),
+    [
+        (3.0, 180, "rose from 0 to 3 (+3 on every row)", "better"),
+        (0.0, 180, "did not change measurably: 0 before, 0 after (the same on every row)", "no clear change"),
+        (3.0, 5, "was 0 before and 3 after (+3 on every row)", "not judged"),
+        (3.0, 1, "was 0 before and 3 after (+3, no interval: one row)", "not judged"),
+    ],
+)
+def test_a_change_without_spread_gets_no_interval(
+    tmp_path: Path, change: float, rows: int, said: str, pill: str
+) -> None:
+    folder = make_run(tmp_path / "run", steps=10)
+    bare: dict[str, Any] = {"low": None, "high": None, "n": rows}
+    rewrite(
+        folder / "summary.json",
+        best_metric="reward/form",
+        best_step=None,
+        before={"test": {"reward/form": {"value": 0.0, **bare}}},
+        after={"test": {"reward/form": {"value": change, **bare}}},
+        difference={"test": {"reward/form": {"value": change, **bare}}},
+    )
+    words = read(folder).words
+    assert said in words
+    assert ("No row's value changed: these rows do not show that training helped." in words) == (change == 0)
+    assert re.search(rf"test \({rows}\)Form.*{pill}\s*Small numbers", words)
+
+
+def test_zeros_of_a_reward_that_pays_three_get_no_interval_of_a_share(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=10)
+    metrics = [
+        {"step": 0, "kind": "eval", "split": "validation", "metrics": {"reward/form": interval(0.0, 0.0, 0.02, 180)}},
+        {"step": 5, "kind": "eval", "split": "validation", "metrics": {"reward/form": interval(1.5, 1.2, 1.8, 180)}},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    series = next(c for c in read(folder).charts if c["title"] == "Form (validation)")["series"][0]
+    assert (series["low"], series["high"]) == ([0.0, 1.2], [0.0, 1.8])
+
+
+def test_where_rewards_run_is_no_warning(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=10)
+    places = ["reward accuracy (weight 1): isolated in a worker process", "reward form (weight 0.1): in the trainer"]
+    rewrite(folder / "summary.json", notes=[*places, "The engine pads: sinks in the attention."])
+    words = read(folder).words
+    top, rest = words.split("Before and after", 1)
+    assert "The engine pads: sinks in the attention." in top
+    assert "worker process" not in top
+    assert re.search(r"Rewards\s*accuracy \(weight 1\): isolated in a worker process\s*form \(weight 0.1\)", rest)
+
+
+@pytest.mark.parametrize(
+    ("path", "short"),
+    [
+        ("/home/me/runs/base/run/final", "…/run/final"),
+        ("C:\\models\\base\\final", "…/base/final"),
+        ("org/base-1B", "org/base-1B"),
+        ("runs/a/b/final", "runs/a/b/final"),
+        ("/models/base", "/models/base"),
+    ],
+)
+def test_long_model_paths_are_short_in_the_heading(tmp_path: Path, path: str, short: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"method: grpo\nmodel: {{path: '{path}'}}\n")
+    page = read(tmp_path)
+    assert f"grpo · {short} unfinished" in page.words
+    assert any(attrs.get("title") == path for _, attrs in page.tags)
+    assert f"Model{path}Environment" in page.words
+
+
+def test_numbers_and_units_stay_on_one_line(run: Path) -> None:
+    html = write_report(run).read_text(encoding="utf-8")
+    body = html[html.index("<main>") : html.index("</main>")]
+    assert not re.findall(r"[\d.]+ (?:%|points|s)(?!\w).{0,20}", body)
+
+
 def test_a_run_without_measurements_says_so(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", steps=10)
     rewrite(folder / "summary.json", before={}, after={}, difference={}, best_metric=None)
@@ -202,6 +323,7 @@ def test_hostile_text_stays_text(tmp_path: Path, text: str) -> None:
     for line in lines:
         line |= {"prompt": text + line["prompt"], "completion": text, "finish": text, "where": text}
         line["breakdown"] = {text: 1.0, "other": None}
+        line["columns"] = {"answer": text + "42"}
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in metrics:
@@ -225,6 +347,7 @@ def test_hostile_text_stays_text(tmp_path: Path, text: str) -> None:
     shown = text.translate({0: 0x2400, 0x1B: 0x241B})
     assert shown in page.pres
     assert any(shown + "Mia has 47" in pre for pre in page.pres)
+    assert shown + "42" in page.pres
     assert shown in page.text
     assert any(series["name"] == text for chart in page.charts for series in chart["series"])
 
@@ -340,6 +463,20 @@ def test_samples_show_one_prompt_at_several_steps(run: Path) -> None:
     assert "Groups from training" in page.words
 
 
+def test_a_samples_true_answer_stands_beside_its_prompt(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=5)
+    page = read(folder)
+    at = page.pres.index("Mia has 47 beads and finds 38 more. How many beads has she now?")
+    assert page.pres[at + 1] == "85"
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    for line, answer in zip(lines, [["4", 4], None, 17, *[0] * len(lines)], strict=False):
+        line["columns"] = {"answer": answer, "secret": "not shown"}
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = read(folder)
+    assert {'["4", 4]', "17"} <= set(page.pres)
+    assert "not shown" not in page.text
+
+
 def test_samples_that_got_worse_are_shown(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", steps=5)
     rows = []
@@ -369,6 +506,20 @@ def test_pipeline_joins_its_stages(tmp_path: Path) -> None:
     after = [each["after"]["test"]["reward/accuracy"]["value"] for each in numbers]
     said = f"was {before:.1%} before warm-up, {after[0]:.1%} after warm-up, {after[1]:.1%} after grpo."
     assert f"Accuracy on held-out rows {said.replace('%', ' %')}" in page.words
+
+
+def test_pipeline_draws_each_stages_loss_by_itself_and_reward_parts(tmp_path: Path) -> None:
+    folder = make_pipeline(tmp_path / "pipe", steps=20)
+    charts = {chart["title"]: chart for chart in read(folder).charts}
+    assert "Loss" not in charts
+    assert [len(charts[f"Loss: {name}"]["series"]) for name in ("warm-up", "grpo")] == [1, 1]
+    assert charts["Loss: grpo"]["series"][0]["x"][0] == 21
+    assert charts["Loss: grpo"]["marks"] == [{"x": 20, "label": "grpo"}]
+    parts = charts["Reward, part by part"]
+    assert [mark["x"] for mark in parts["marks"]] == [0, 20]
+    named = [series["name"] for series in parts["series"] if not series["unnamed"]]
+    assert named == ["Accuracy", "Share of well-formed answers"]
+    assert [series["color"] for series in parts["series"]] == [0, 1, 0, 1]
 
 
 def test_pipeline_headline_is_the_last_stages_metric(tmp_path: Path) -> None:
