@@ -93,8 +93,8 @@ def compare(work: Work, peers: Path, turns: int, folder: Path) -> dict[str, Any]
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The section of docs/benchmarks.md."""
+def table(rows: list[dict[str, Any]], old: str) -> str:
+    """The section of docs/benchmarks.md; rows of the old one that were not measured now stay."""
     from importlib.metadata import version
 
     from preftune.train.folder import hardware
@@ -108,13 +108,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| work | turns | preftune tokens/s | TRL tokens/s | ratio | memory, ours / TRL | whole command, TRL / ours |",
         "|---|---|---|---|---|---|---|",
     ]
+    kept = {line.split("|")[1].strip(): line for line in old.splitlines() if line.startswith("| tiny")}
     for r in rows:
-        lines.append(
+        kept[r["work"]] = (
             f"| {r['work']} | {r['turns']} | {r['ours']:.0f} | {r['theirs']:.0f} "
             f"| **{r['ratio']:.2f}** ({r['low']:.2f} – {r['high']:.2f}) "
             f"| {r['memory']:.2f} ({r['ours_peak']:.1f} / {r['theirs_peak']:.1f} GiB) | {r['command']:.2f} |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines + [kept[work.name] for work in WORKS if work.name in kept])
 
 
 def main() -> None:
@@ -131,9 +132,10 @@ def main() -> None:
     page = ROOT / "docs" / "benchmarks.md"
     text = page.read_text(encoding="utf-8") if page.exists() else f"# Benchmarks\n\n{MARK}\n{MARK}\n"
     before, _, rest = text.partition(MARK)
-    _, _, after = rest.partition(MARK)
-    page.write_text(f"{before}{MARK}\n{table(rows)}\n{MARK}{after}", encoding="utf-8")
-    print(table(rows))
+    old, _, after = rest.partition(MARK)
+    section = table(rows, old)
+    page.write_text(f"{before}{MARK}\n{section}\n{MARK}{after}", encoding="utf-8")
+    print(section)
 
 
 if __name__ == "__main__":
