@@ -22,8 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## build a tiny model, tune it with GRPO, show before and after (minutes)
 	$(BIN)/preftune demo grpo
 
+# One thread a worker: torch's threads wait for each other at every barrier, and tiny models have many.
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP) ## format, lint, strict types, import contracts
 	$(BIN)/ruff format --check .

@@ -42,7 +42,9 @@ def read_curve(folder: Path, name: str, split: str) -> Curve:
         if record["kind"] == "train":
             train.append((record["step"], value))
         elif record["split"] == split:
-            held_out.append((record["step"], value["value"], value["low"], value["high"]))
+            # Equal rows have no interval: the bar shrinks to its point.
+            low, high = (value["value"] if end is None else end for end in (value["low"], value["high"]))
+            held_out.append((record["step"], value["value"], low, high))
     if not train and not held_out:
         raise KeyError(f"{folder / 'metrics.jsonl'} has no metric {name!r}")
     return Curve(name, train, held_out)
