@@ -27,7 +27,7 @@ SLIP_SHARE = 0.03
 MALFORMED_SHARE = 0.03
 """Share of worked examples that do not end in an answer and a full stop."""
 ROWS_PER_STEP = 64
-STEPS = 450
+STEPS = 600
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -126,9 +126,13 @@ def build_base(folder: Path, seed: int, steps: int = STEPS) -> Path:
     Returns:
         A standard model folder.
     """
+    import transformers
+
     from preftune.pipeline import run_pipeline
     from preftune.recipes import resolve
 
+    quiet: Any = transformers.utils.logging.disable_progress_bar
+    quiet()  # a run has its own
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     random_model(tokenizer, seed).save_pretrained(folder / "random")
