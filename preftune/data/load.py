@@ -75,7 +75,7 @@ def load_examples(sources: Sequence[SourceConfig], *, seed: int, base_dir: Path 
     Args:
         sources: the recipe's `data:` list.
         seed: of the mixture.
-        base_dir: where relative paths are looked up first (a recipe's folder), then the working directory.
+        base_dir: where relative paths are looked up first, then the working directory.
 
     Raises:
         DataError: a source can't be read, has no usable row, or has a bad row under `on_bad_row: error`.

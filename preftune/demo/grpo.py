@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from preftune.demo.arithmetic import WELL_FORMED, problems, take, write_rows
+from preftune.demo.arithmetic import WELL_FORMED, Split, problems, take, write_rows
 from preftune.demo.base import CARRY_SHARE, STEPS, build_base
 from preftune.errors import UsageError
 
@@ -22,8 +22,9 @@ def write_task(folder: Path, seed: int) -> None:
     """Problems to train on, to choose the checkpoint by, and to report on; no two splits share a sum."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.jsonl", take(problems("train", seed + 1000, CARRY_SHARE), TRAIN_ROWS))
-    for split, rows in (("validation", VALIDATION_ROWS), ("test", TEST_ROWS)):
-        held_out = take(problems(split, seed, CARRY_SHARE), rows, distinct_numbers=True)  # type: ignore[arg-type]
+    sizes: dict[Split, int] = {"validation": VALIDATION_ROWS, "test": TEST_ROWS}
+    for split, rows in sizes.items():
+        held_out = take(problems(split, seed, CARRY_SHARE), rows, distinct_numbers=True)
         write_rows(folder / f"{split}.jsonl", held_out)
 
 
@@ -105,7 +106,7 @@ def _print_table(before: Any, after: Any, difference: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="500 held-out problems, greedy; 95 % intervals in brackets")
+    table = Table(title=f"{TEST_ROWS} held-out problems, greedy; 95 % intervals in brackets")
     for column in ("", "before", "after", "difference"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for name, label in _ROWS.items():

@@ -236,7 +236,7 @@ def build_rewards(
     Args:
         configs: the recipe's `rewards`; a name is a built-in, `module:function` or `path/file.py:function`.
         functions: callables with TRL's signature.
-        base_dir: where relative files start: the recipe's folder.
+        base_dir: where relative files start; the command line gives the working directory.
 
     Raises UsageError for a name that leads nowhere or arguments that a built-in doesn't take. No code of the
     user's runs here, except a function that is to run inline: that one is imported.
