@@ -82,8 +82,7 @@ def find_reference(name: str, base_dir: Path) -> Reference:
     """Turn `module:function` or `file.py:function` into a Reference, checked without running any of its code.
 
     Relative files start at `base_dir` (the working directory, from the command line); modules are searched on
-    sys.path, then in `base_dir`
-    and the working directory. Raises UsageError naming what is missing.
+    sys.path, then in `base_dir` and the working directory. Raises UsageError naming what is missing.
     """
     home, _, function = name.rpartition(":")
     if not home or not function:
