@@ -43,7 +43,7 @@ torture: $(STAMP) ## kill -9, fuzzed rows, wrong recipes, fuzzed completions (lo
 	$(BIN)/python tests/torture/run.py
 
 bench: $(STAMP) ## speed against the yardstick library
-	$(BIN)/python benchmarks/grpo.py
+	$(BIN)/python benchmarks/yardstick.py
 
 clean: ## remove .venv and caches (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -37,10 +37,15 @@ class ModelConfig(Strict):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     lora: LoraConfig | None = Field(None, description="train a LoRA adapter instead of all weights")
-    on_adapter: Literal["continue", "merge"] | None = Field(
+    on_adapter: Literal["continue", "stack", "merge", "fresh"] | None = Field(
         None,
-        description="when path is an adapter: continue training it, or merge it into its base and start a fresh one. "
-        "Must be chosen; the reference model is the bare base for continue, the merged model for merge",
+        description="when path is an adapter: continue training it, stack a new one on it, merge it into its base "
+        "first, or leave it out and start a fresh one on the bare base. Must be chosen",
+    )
+    reference: Literal["base", "start"] | None = Field(
+        None,
+        description="with on_adapter: continue, where the method compares with a reference: the bare base, or the "
+        "adapter as it was at the start",
     )
     trust_remote_code: bool = Field(False, description="run code that ships with the model")
     attention: Literal["auto", "shared", "padded"] = Field(
@@ -71,6 +76,49 @@ class ColumnRule(Strict):
         return self
 
 
+class ExtraResponse(Strict):
+    """One more response to each prompt, from a column of its own, with a score that is the same in every row."""
+
+    column: str = Field(description="column that holds the response")
+    score: float | None = Field(None, description="its score, higher is better")
+    rank: float | None = Field(None, description="its rank, 1 is best")
+    source: str | None = Field(None, description="who wrote it, as text")
+
+    @model_validator(mode="after")
+    def _one_grade(self) -> ExtraResponse:
+        if (self.score is None) == (self.rank is None):
+            raise ValueError("give exactly one of `score` and `rank`, a number")
+        return self
+
+
+class ResponsesRule(Strict):
+    """How the responses of the ranked format are made from a row. A bare string in the recipe means {from: it}."""
+
+    column: str = Field(alias="from", description="column that holds the list of responses")
+    text: str | None = Field(None, description="field of each response that holds its text or messages")
+    score: str | None = Field(
+        None,
+        description="field with its score, higher is better, true and false count 1 and 0; for a list of texts: a "
+        "column of the row with a list of scores",
+    )
+    rank: str | None = Field(None, description="instead of score: field or column with its rank, 1 is best")
+    source: str | None = Field(None, description="field or column that says who wrote it")
+    also: list[ExtraResponse] = Field(default_factory=list, description="single columns that are responses, too")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> ResponsesRule:
+        if self.score is not None and self.rank is not None:
+            raise ValueError("give `score` or `rank`, not both")
+        if self.also and self.score is None and self.rank is None:
+            raise ValueError("`also` needs the same scale as the other responses: name their `score` or `rank`")
+        for number, extra in enumerate(self.also):
+            if (extra.rank is None) != (self.rank is None):
+                raise ValueError(f"also[{number}] must be given by `{'score' if self.rank is None else 'rank'}`, too")
+        return self
+
+
 class SourceConfig(Strict):
     """One source of data."""
 
@@ -78,11 +126,14 @@ class SourceConfig(Strict):
     name: str | None = Field(None, description="hub configuration name")
     split: str = Field("train", description="hub split")
     revision: str | None = Field(None, description="hub revision")
-    format: Literal["auto", "prompt", "prompt-completion", "text", "messages"] = Field(
-        "auto", description="row format; auto decides from the columns"
+    format: Literal["auto", "prompt", "prompt-completion", "text", "messages", "preference", "unpaired", "ranked"] = (
+        Field("auto", description="row format; auto decides from the columns")
     )
     columns: dict[str, ColumnRule] = Field(
         default_factory=dict, description="standard column → where it comes from; unmapped columns keep their names"
+    )
+    responses: ResponsesRule | None = Field(
+        None, description="several responses to each prompt, with scores or ranks; makes the ranked format"
     )
     system: str | None = Field(None, description="system message put before each prompt")
     chat: bool = Field(False, description="turn a plain prompt into a user message")
@@ -96,6 +147,17 @@ class SourceConfig(Strict):
         if isinstance(value, dict):
             return {k: {"from": v} if isinstance(v, str) else v for k, v in value.items()}
         return value
+
+    @field_validator("responses", mode="before")
+    @classmethod
+    def _short_responses(cls, value: Any) -> Any:
+        return {"from": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _responses_are_ranked(self) -> SourceConfig:
+        if self.responses is not None and self.format not in ("auto", "ranked"):
+            raise ValueError(f"`responses` makes the ranked format, but `format` is {self.format}; remove one of them")
+        return self
 
 
 class TokensConfig(Strict):
@@ -173,6 +235,46 @@ class PolicyConfig(Strict):
     missing_eos_penalty: float = Field(0.0, ge=0, description="subtracted from the score of a completion without EOS")
 
 
+class LossConfig(Strict):
+    """The loss on preferences or labels. Empty fields take the named loss's default, see docs/methods/dpo.md."""
+
+    name: str | None = Field(
+        None,
+        description="dpo, conservative, robust, ipo, hinge, apo-zero, apo-down, simpo, orpo, cpo; default: the "
+        "method's own loss",
+    )
+    beta: float | None = Field(None, gt=0, description="β: strength of the pull to the reference")
+    label_smoothing: float | None = Field(
+        None, ge=0, lt=0.5, description="ε: share of pairs taken to be the wrong way round"
+    )
+    gamma_ratio: float | None = Field(None, ge=0, description="simpo: target margin γ as a share of β")
+    odds_weight: float | None = Field(None, ge=0, description="orpo: λ, weight of the odds-ratio term")
+    sft_weight: float | None = Field(None, ge=0, description="α: weight of the chosen completions' NLL")
+    pairs: Literal["all", "best-worst"] = Field(
+        "all", description="of several responses to one prompt: every pair of different score, or best and worst alone"
+    )
+    margin: Literal["auto", "none", "scores"] = Field(
+        "auto",
+        description="reward models: score distance asked for; auto: the row's margin column where it has one, "
+        "scores: the distance of the data's scores or ranks",
+    )
+    center: float | None = Field(None, ge=0, description="reward models: c, weight of (s_w + s_l)²")
+    desirable_weight: float | Literal["auto"] = Field(
+        1.0, description="kto: λ_D; auto balances λ_D·n_D : λ_U·n_U into [1, 4/3]"
+    )
+    undesirable_weight: float = Field(1.0, gt=0, description="kto: λ_U")
+    label_threshold: float = Field(
+        0.5, description="kto (and sft on labelled rows): a completion with this score or more is desirable"
+    )
+
+    @field_validator("desirable_weight")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if value != "auto" and not value > 0:
+            raise ValueError("must be auto or a number above 0")
+        return value
+
+
 class TrainConfig(Strict):
     """Optimisation."""
 
@@ -193,6 +295,19 @@ class TrainConfig(Strict):
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: torch's choice)")
+    reference_logprobs: Literal["cached", "live"] = Field(
+        "cached",
+        description="on a fixed data set: compute the reference's log-probs once, before training, and keep them on "
+        "disk, or compute them at every step (full fine-tuning then holds a frozen copy)",
+    )
+    reference_cache: str | None = Field(
+        None, description="folder for the reference's log-probs of fixed data (default: ~/.cache/preftune/reference)"
+    )
+    normalize: bool = Field(
+        False,
+        description="reward models: record mean and deviation of the training scores in the model; preftune applies "
+        "them wherever it reads that model",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -232,7 +347,7 @@ class LogConfig(Strict):
 class Recipe(Strict):
     """Everything one run needs. Written, fully resolved, into the run folder."""
 
-    method: str = Field(description="a row of the table of methods: sft, grpo, …")
+    method: str = Field(description="a row of the table of methods: sft, dpo, kto, reward, grpo")
     name: str = Field("run", description="name of the run or stage")
     output: str | None = Field(None, description="run folder; default runs/NAME")
     seed: int = Field(0, ge=0, description="seed of everything random")
@@ -240,8 +355,11 @@ class Recipe(Strict):
     data: list[SourceConfig] = Field(min_length=1, description="training data")
     tokens: TokensConfig = TokensConfig()
     sampling: SamplingConfig = SamplingConfig()
-    rewards: list[RewardConfig] = Field(default_factory=list, description="scores of completions")
+    rewards: list[RewardConfig] = Field(
+        default_factory=list, description="scores of completions; methods on fixed data use them for measuring alone"
+    )
     policy: PolicyConfig = PolicyConfig()
+    loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()

@@ -6,6 +6,8 @@ Nothing here is random, so a resumed run and a repeated report give the same dig
 - any other mean: Student's t;
 - the change of a share on the same rows: Bonett and Price's adjusted Wald interval for paired proportions;
 - the change of any other mean on the same rows: Student's t on the row differences;
+- the area under a ROC curve: DeLong's interval, for rows in clusters Obuchowski's;
+- a weighted mean of such values: an interval made from theirs (MOVER);
 - rows that all have one value, unless they are a share: no interval. They show no spread to make one from.
 
 A bootstrap was the alternative. It needs a seed, and on few rows it is too narrow: when no row changed it
@@ -132,6 +134,93 @@ def paired_difference(
     p, q = (rose + 1) / (n + 2), (fell + 1) / (n + 2)
     half = Z95 * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
     return Interval((rose - fell) / n, max(-1.0, p - q - half), min(1.0, p - q + half), n)
+
+
+def auc_interval(
+    scores: Sequence[float] | npt.NDArray[Any],
+    positive: Sequence[bool] | npt.NDArray[Any],
+    clusters: Sequence[int] | npt.NDArray[Any] | None = None,
+) -> Interval:
+    """Area under the ROC curve, with DeLong's 95 % interval.
+
+    The area is the chance that a positive scores higher than a negative, drawn at random; a tie counts ½. With
+    V(x) the share of negatives under the positive x and V(y) the share of positives over the negative y, the
+    variance is var(V(x)) / positives + var(V(y)) / negatives. Rows of one cluster (several answers to one question)
+    depend on each other, so their deviations from the area are summed before they are squared; with one row per
+    cluster that is DeLong's formula.
+
+    Args:
+        scores: one number per row, higher for those taken to be positive.
+        positive: whether the row is a positive.
+        clusters: a number for each row, equal for rows that depend on each other; None: every row is its own.
+
+    Returns:
+        The area ± z·se, cut to [0, 1], n = rows. No bounds where the variance can't be estimated: one cluster with
+        positives (or negatives) alone, or scores that separate the two without an exception.
+
+    Raises:
+        ValueError: positives or negatives are missing, lengths differ, or a score isn't finite.
+
+    References:
+        DeLong, DeLong and Clarke-Pearson (1988), "Comparing the areas under two or more correlated receiver
+        operating characteristic curves"; Obuchowski (1997), "Nonparametric analysis of clustered ROC curve data".
+    """
+    rows, label = _rows(scores, "scores"), np.asarray(positive, dtype=bool)
+    owner = np.arange(len(rows)) if clusters is None else np.asarray(clusters)
+    if not len(rows) == len(label) == len(owner):
+        raise ValueError(f"{len(rows)} scores need as many labels and clusters, not {len(label)} and {len(owner)}")
+    n_high, n_low = int(label.sum()), int((~label).sum())
+    if not n_high or not n_low:
+        raise ValueError(f"the area needs positives and negatives; there are {n_high} and {n_low}")
+    high, low = np.sort(rows[label]), np.sort(rows[~label])
+    # a value's rank among the others is the mean of its two insertion points: ties count half
+    under = (np.searchsorted(low, rows[label], "left") + np.searchsorted(low, rows[label], "right")) / (2 * n_low)
+    over = 1 - (np.searchsorted(high, rows[~label], "left") + np.searchsorted(high, rows[~label], "right")) / (
+        2 * n_high
+    )
+    area = float(under.mean())
+    _, place = np.unique(owner, return_inverse=True)
+    size = int(place.max()) + 1
+    high_sums = np.bincount(place[label], under - area, size)
+    low_sums = np.bincount(place[~label], over - area, size)
+    with_high, with_low = len(np.unique(place[label])), len(np.unique(place[~label]))
+    if min(with_high, with_low) < 2:
+        return Interval(area, -math.inf, math.inf, len(rows))
+    variance = (
+        with_high / (with_high - 1) * float(high_sums @ high_sums) / n_high**2
+        + with_low / (with_low - 1) * float(low_sums @ low_sums) / n_low**2
+        + 2 * size / (size - 1) * float(high_sums @ low_sums) / (n_high * n_low)
+    )
+    if variance <= 1e-15:  # 0 but for rounding
+        return Interval(area, -math.inf, math.inf, len(rows))
+    half = Z95 * math.sqrt(variance)
+    return Interval(area, max(0.0, area - half), min(1.0, area + half), len(rows))
+
+
+def weighted_mean(parts: Sequence[Interval], weights: Sequence[float]) -> Interval:
+    """Weighted mean of values measured on different rows, with an interval made from theirs.
+
+    Args:
+        parts: one interval each, from rows that do not depend on each other.
+        weights: one positive weight each; they are divided by their sum.
+
+    Returns:
+        With weights w, values v and ends l: the lower end is Σ w·v − sqrt(Σ w²·(v − l)²), the upper one likewise.
+        So it keeps what is right about the parts' intervals near 0 and 1. Without bounds when a part has none.
+
+    Raises:
+        ValueError: no parts, as many weights as parts missing, or a weight that isn't positive.
+
+    References:
+        Zou and Donner (2008), "Construction of confidence limits about effect measures: a general approach" (MOVER).
+    """
+    if not parts or len(parts) != len(weights) or min(weights) <= 0:
+        raise ValueError(f"{len(parts)} parts need as many weights above 0, got {list(weights)}")
+    shares = [weight / sum(weights) for weight in weights]
+    value = math.fsum(share * part.value for share, part in zip(shares, parts, strict=True))
+    below = math.hypot(*(share * (part.value - part.low) for share, part in zip(shares, parts, strict=True)))
+    above = math.hypot(*(share * (part.high - part.value) for share, part in zip(shares, parts, strict=True)))
+    return Interval(value, value - below, value + above, sum(part.n for part in parts))
 
 
 def is_binary(values: Sequence[float] | npt.NDArray[Any]) -> bool:

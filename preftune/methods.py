@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from preftune.config import PolicyConfig, Recipe
 from preftune.errors import UsageError
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from preftune.losses.batch import Denominators, LossOutput, TokenBatch
+    from preftune.signals import Pairs
 
-SignalFunction: TypeAlias = "Callable[[Sequence[Group], Recipe], Tensor | None]"
-"""Groups of the whole optimizer batch, scored → advantages_S (all completions, in order), or None."""
+SignalFunction: TypeAlias = "Callable[[Sequence[Group], Recipe], Tensor | Pairs | None]"
+"""Groups of the whole optimizer batch, scored → advantages_S (all completions, in order), pairs of them, or None."""
 
 LossFunction: TypeAlias = "Callable[[TokenBatch, Denominators, Recipe], LossOutput]"
 """A micro-batch's share of the loss; shares sum to the batch's loss."""
@@ -38,6 +39,12 @@ class Method:
 
     Attributes:
         needs_reference: whether a recipe of this method compares with the reference model.
+        compares: what the data's own scores must say: nothing, which of a row's completions is better ("pairs"), or
+            which completions are good ("labels").
+        reads: what the model gives for a completion: log-probs of its tokens, or one score from a reward head.
+        contrast: for groups of the whole optimizer batch, other completions of the same prompts, in the same order.
+            They get no gradient: the mean of their log π/π₀, over the whole batch, becomes `TokenBatch.baseline`.
+        entropy: whether the loss reports the entropy of the policy's distribution, which costs a pass over the logits.
     """
 
     name: str
@@ -47,6 +54,10 @@ class Method:
     signal: SignalFunction
     loss: LossFunction
     needs_reference: Callable[[Recipe], bool] = lambda recipe: False
+    compares: Literal["pairs", "labels"] | None = None
+    reads: Literal["logprobs", "scores"] = "logprobs"
+    contrast: Callable[[Sequence[Group]], list[Group]] | None = None
+    entropy: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +110,82 @@ def objective(policy: PolicyConfig) -> Objective:
     return replace(chosen, **given)
 
 
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A loss on fixed preferences or labels, with every number filled in.
+
+    Attributes:
+        implicit: how the policy's own reward of a completion is read: β·(log π − log π₀) ("ratio"), the same per token
+            ("ratio-mean"), β·log π ("likelihood"), β·log π per token ("likelihood-mean"), or a reward head ("score").
+        fields: fields of the recipe's `loss` that this loss reads, besides name.
+    """
+
+    name: str
+    implicit: Literal["ratio", "ratio-mean", "likelihood", "likelihood-mean", "score"]
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    gamma_ratio: float = 0.0
+    odds_weight: float = 0.0
+    sft_weight: float = 0.0
+    center: float = 0.0
+    fields: frozenset[str] = frozenset()
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.implicit in ("ratio", "ratio-mean")
+
+
+def _pair_loss(name: str, implicit: Any, *own: str, **numbers: float) -> Preference:
+    return Preference(name, implicit, fields=frozenset({"beta", "sft_weight", "pairs", *own}), **numbers)
+
+
+PREFERENCE_LOSSES: dict[str, Preference] = {
+    "dpo": _pair_loss("dpo", "ratio", "label_smoothing"),
+    "conservative": _pair_loss("conservative", "ratio", "label_smoothing", label_smoothing=0.1),
+    "robust": _pair_loss("robust", "ratio", "label_smoothing", label_smoothing=0.1),
+    "ipo": _pair_loss("ipo", "ratio-mean"),
+    "hinge": _pair_loss("hinge", "ratio"),
+    "apo-zero": _pair_loss("apo-zero", "ratio"),
+    "apo-down": _pair_loss("apo-down", "ratio"),
+    "simpo": _pair_loss("simpo", "likelihood-mean", "gamma_ratio", beta=2.5, gamma_ratio=0.55),
+    "orpo": Preference(
+        "orpo", "likelihood-mean", beta=1.0, odds_weight=0.1, sft_weight=1.0,
+        fields=frozenset({"odds_weight", "pairs"}),
+    ),
+    "cpo": _pair_loss("cpo", "likelihood", sft_weight=1.0),
+}  # fmt: skip
+"""The losses of `preftune dpo`, with the field's defaults; docs/methods/dpo.md has formulas and sources."""
+
+KTO = Preference(
+    "kto", "ratio", fields=frozenset({"beta", "desirable_weight", "undesirable_weight", "label_threshold"})
+)
+BRADLEY_TERRY = Preference("bradley-terry", "score", center=0.01, fields=frozenset({"margin", "center", "pairs"}))
+
+
+def preference(recipe: Recipe) -> Preference:
+    """The recipe's loss on preferences or labels, its own numbers over the loss's defaults.
+
+    Raises:
+        UsageError: a name that this method does not have, or a field that the chosen loss does not read.
+    """
+    method, given = recipe.method, recipe.loss
+    known = {"kto": {"kto": KTO}, "reward": {"bradley-terry": BRADLEY_TERRY}}.get(method, PREFERENCE_LOSSES)
+    name = given.name or next(iter(known))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"loss.name {name!r} is none of {', '.join(known)} (method {method}){hint}")
+    chosen = known[name]
+    default = type(given)()
+    for field in type(given).model_fields:
+        if field != "name" and field not in chosen.fields and getattr(given, field) != getattr(default, field):
+            raise UsageError(
+                f"loss.{field} has no meaning with loss {name}, which reads {', '.join(sorted(chosen.fields))}; remove it"
+            )
+    numbers = ("beta", "label_smoothing", "gamma_ratio", "odds_weight", "sft_weight", "center")
+    return replace(chosen, **{n: value for n in numbers if (value := getattr(given, n)) is not None})
+
+
 def _no_signal(groups: Sequence[Group], recipe: Recipe) -> Tensor | None:
     return None
 
@@ -111,6 +198,63 @@ def _group_advantages(groups: Sequence[Group], recipe: Recipe) -> Tensor | None:
     scores_S = torch.tensor([score for group in groups for score in group.scores])
     group_S = torch.tensor([g for g, group in enumerate(groups) for _ in group.completions], dtype=torch.long)
     return group_advantages(scores_S, group_S, objective(recipe.policy).advantage)
+
+
+def _pairs(groups: Sequence[Group], recipe: Recipe) -> Pairs:
+    """Pairs by the data's scores. A row's own `margin` column, where it has one, takes the place of the distance."""
+    import torch
+
+    from preftune.signals import Pairs, preference_pairs
+
+    scores_S = torch.tensor([score for group in groups for score in group.scores])
+    group_S = torch.tensor([g for g, group in enumerate(groups) for _ in group.completions], dtype=torch.long)
+    found = preference_pairs(scores_S, group_S, recipe.loss.pairs)
+    if recipe.loss.margin == "scores":
+        return found
+    if recipe.loss.margin == "none":
+        return Pairs(found.pairs_P2, torch.zeros_like(found.margins_P))
+    given = [float(group.prompt.columns.get("margin") or 0.0) for group in groups]
+    return Pairs(found.pairs_P2, torch.tensor(given)[group_S[found.pairs_P2[:, 0]]])
+
+
+def _labels(groups: Sequence[Group], recipe: Recipe) -> Tensor:
+    import torch
+
+    good = [score >= recipe.loss.label_threshold for group in groups for score in group.scores]
+    return torch.tensor([1.0 if label else -1.0 for label in good])
+
+
+def _mismatched(groups: Sequence[Group]) -> list[Group]:
+    from preftune.contrast import mismatched
+
+    return mismatched(groups)
+
+
+def _preference(batch: TokenBatch, denominators: Denominators, recipe: Recipe) -> LossOutput:
+    from preftune.losses.preference import preference_loss
+
+    p = preference(recipe)
+    return preference_loss(
+        batch, denominators, name=p.name, beta=p.beta, label_smoothing=p.label_smoothing, gamma_ratio=p.gamma_ratio,
+        odds_weight=p.odds_weight, sft_weight=p.sft_weight,
+    )  # fmt: skip
+
+
+def _kto(batch: TokenBatch, denominators: Denominators, recipe: Recipe) -> LossOutput:
+    from preftune.losses.kto import kto_loss
+
+    desirable = recipe.loss.desirable_weight
+    assert desirable != "auto", "the session replaces auto by the data's own balance"
+    return kto_loss(
+        batch, denominators, beta=preference(recipe).beta, desirable_weight=desirable,
+        undesirable_weight=recipe.loss.undesirable_weight,
+    )  # fmt: skip
+
+
+def _bradley_terry(batch: TokenBatch, denominators: Denominators, recipe: Recipe) -> LossOutput:
+    from preftune.losses.reward import bradley_terry
+
+    return bradley_terry(batch, denominators, center=preference(recipe).center)
 
 
 def _nll(batch: TokenBatch, denominators: Denominators, recipe: Recipe) -> LossOutput:
@@ -168,5 +312,45 @@ register(
         signal=_group_advantages,
         loss=_policy_gradient,
         needs_reference=lambda recipe: objective(recipe.policy).beta > 0.0,
+    )
+)
+register(
+    Method(
+        name="dpo",
+        summary="direct preference optimisation and its family (loss.name): pairs of a better and a worse completion",
+        completions="data",
+        scored=False,
+        signal=_pairs,
+        loss=_preference,
+        needs_reference=lambda recipe: preference(recipe).needs_reference,
+        compares="pairs",
+        entropy=False,
+    )
+)
+register(
+    Method(
+        name="kto",
+        summary="Kahneman–Tversky optimisation: completions marked good or bad, no pairs needed",
+        completions="data",
+        scored=False,
+        signal=_labels,
+        loss=_kto,
+        needs_reference=lambda recipe: True,
+        compares="labels",
+        contrast=_mismatched,
+        entropy=False,
+    )
+)
+register(
+    Method(
+        name="reward",
+        summary="a reward model: a scalar head that puts the better completion of each pair above the worse one",
+        completions="data",
+        scored=False,
+        signal=_pairs,
+        loss=_bradley_terry,
+        compares="pairs",
+        reads="scores",
+        entropy=False,
     )
 )

@@ -45,7 +45,10 @@ class Example:
 
     Attributes:
         prompt: plain text or messages; empty text for rows of the `text` format.
-        completions: the row's own completions (none for prompt-only data, one for SFT).
+        completions: the row's own completions (none for prompt-only data, one for SFT, several for preferences).
+        scores: how good each completion is, higher is better: 1 and 0 for chosen and rejected or for a good and a bad
+            label, a rank or grade for ranked responses. Empty where the data does not say.
+        sources: who wrote each completion (a model's name, "human"); empty where the data does not say.
         columns: every other column of the row after mapping (`answer`, …), handed to rewards.
         where: origin for error messages, as `file:line` (1-based) or `dataset[index]`.
     """
@@ -54,6 +57,14 @@ class Example:
     completions: tuple[Content, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
+    scores: tuple[float, ...] = ()
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("scores", "sources"):
+            values = getattr(self, name)
+            if values and len(values) != len(self.completions):
+                raise ValueError(f"{len(self.completions)} completions but {len(values)} {name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +114,7 @@ class Completion:
         distribution: what `logprobs` were taken under.
         policy_version: optimizer steps the policy had taken when it wrote this.
         source: "policy", "data", or the name of another model.
-        score: the weighted sum of rewards, None before scoring.
+        score: the weighted sum of rewards, None before scoring; for data, what the row says (label, rank, preference).
         breakdown: each reward's own value (None where it did not apply).
     """
 

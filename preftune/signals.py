@@ -1,10 +1,11 @@
-"""Signals: from the scores of groups to advantages. Imports torch alone.
+"""Signals: from the scores of groups to advantages, or to pairs. Imports torch alone.
 
 Shapes: the legend in `preftune.records`; S completions, each with the index of its group.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -66,6 +67,48 @@ def group_advantages(scores_S: Tensor, group_S: Tensor, kind: Advantage) -> Tens
     # a std near 0 would make a gradient out of rounding.
     spread_S = group_spread(scores_S, group_S)[group_S]
     return torch.where(spread_S > 0.0, advantages_S, torch.zeros_like(advantages_S))
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Which completions of a batch are compared.
+
+    Attributes:
+        pairs_P2: long (P, 2); chosen and rejected, as indices in the flat order of the batch's completions. Both are of
+            one group, and the chosen one's score is the higher.
+        margins_P: the distance of their scores, above 0.
+    """
+
+    pairs_P2: Tensor
+    margins_P: Tensor
+
+
+def preference_pairs(scores_S: Tensor, group_S: Tensor, kind: Literal["all", "best-worst"] = "all") -> Pairs:
+    """The pairs that the scores of groups imply; equal scores make none.
+
+        all          every two completions of a group whose scores differ
+        best-worst   the first of the best and the first of the worst of each group
+
+    Groups may differ in size and lie in any order; pairs come in the order of (chosen, rejected).
+
+    Raises:
+        ValueError: shapes that don't fit together, a score that is not finite, an unknown kind.
+    """
+    scores_S = _checked(scores_S, group_S)
+    if kind == "all":
+        above_SS = (scores_S[:, None] > scores_S[None, :]) & (group_S[:, None] == group_S[None, :])
+        pairs_P2 = above_SS.nonzero()
+    elif kind == "best-worst":
+        found: list[tuple[int, int]] = []
+        for g in sorted(set(group_S.tolist())):
+            places = (group_S == g).nonzero().flatten()
+            best, worst = places[scores_S[places].argmax()], places[scores_S[places].argmin()]
+            if bool(scores_S[best] > scores_S[worst]):
+                found.append((int(best), int(worst)))
+        pairs_P2 = torch.tensor(sorted(found), dtype=torch.long, device=scores_S.device).reshape(-1, 2)
+    else:
+        raise ValueError(f"unknown kind of pairs {kind!r}; choose all or best-worst")
+    return Pairs(pairs_P2, scores_S[pairs_P2[:, 0]] - scores_S[pairs_P2[:, 1]])
 
 
 def group_spread(scores_S: Tensor, group_S: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 
 from preftune.chat import ChatTemplate, Conversation
 from preftune.config import TokensConfig
+from preftune.data.split import shared_context
 from preftune.errors import DataError, ModelError
 from preftune.records import Completion, Content, Example, Group, Prompt, TokenCounts
 
@@ -106,7 +107,8 @@ class TokenContract:
         return self._chat_prompt(self._chat(example), example)
 
     def group(self, example: Example) -> Group:
-        """The row's prompt with its own completions; ids of each end in EOS, masks follow `tokens.loss_on`.
+        """The row's prompt with its own completions; ids of each end in EOS, masks follow `tokens.loss_on`. Their
+        scores and sources are the row's.
 
         Raises:
             DataError: no completion, or a template whose rendering of the prompt is not the beginning of its
@@ -236,18 +238,20 @@ class TokenContract:
         if not example.completions:
             raise DataError(f"{example.where}: the row has a prompt but no completion to learn from")
         if isinstance(example.prompt, str):
-            return self._plain_group(example, example.prompt), 0
+            return _graded(self._plain_group(example, example.prompt), example), 0
         chats = [self._chat(example, completion) for completion in example.completions]
-        # With loss on the last turn alone, a single completion's earlier turns belong to the prompt. That is also
+        # With loss on the last turn alone, earlier turns that all completions share belong to the prompt. That is also
         # how the policy will meet them: some templates render an answer differently once it is history.
-        upto = chats[0].trained(self._config.loss_on)[0] if len(chats) == 1 and self._config.loss_on == "last" else None
+        upto = None
+        if self._config.loss_on == "last":
+            upto = len(example.prompt) + shared_context(example.completions)
         prompt = self._chat_prompt(chats[0], example, upto)
         completions, invented = [], 0
         for chat in chats:
             completion, without_eos = self._chat_completion(chat, upto)
             completions.append(completion)
             invented += without_eos
-        return Group(prompt, tuple(completions)), invented
+        return _graded(Group(prompt, tuple(completions)), example), invented
 
     def _plain_group(self, example: Example, prompt_text: str) -> Group:
         prompt = self._plain_prompt(example)
@@ -413,6 +417,17 @@ class _Row:
     eos_invented: int
     special_text: bool
     unknown: bool
+
+
+def _graded(group: Group, example: Example) -> Group:
+    """The group with what the row says about its completions: how good each is, and who wrote it."""
+    scores: Sequence[float | None] = example.scores or [None] * len(group.completions)
+    sources = example.sources or [""] * len(group.completions)
+    completions = [
+        replace(completion, score=score, source=source or completion.source)
+        for completion, score, source in zip(group.completions, scores, sources, strict=True)
+    ]
+    return replace(group, completions=tuple(completions))
 
 
 def percentile_cutoff(lengths: Sequence[int], percentile: float | None) -> int | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from preftune.config import Recipe
-from preftune.methods import METHODS, PRESETS, Objective
+from preftune.config import LossConfig, Recipe
+from preftune.methods import BRADLEY_TERRY, KTO, METHODS, PREFERENCE_LOSSES, PRESETS, Objective, Preference
 from preftune.recipes import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,20 +65,23 @@ RIGHT: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["docs/methods/grpo.md", "docs/methods/sft.md", "docs/sampling.md"])
+@pytest.mark.parametrize(
+    "name",
+    ["docs/methods/grpo.md", "docs/methods/sft.md", "docs/methods/dpo.md", "docs/methods/kto.md",
+     "docs/methods/reward.md", "docs/recipes.md", "docs/sampling.md"],
+)  # fmt: skip
 def test_recipes_and_parts_of_them_resolve(name: str) -> None:
-    found = blocks(read(name), "yaml")
+    found = re.findall(r"^ *```yaml\n(.*?)^ *```", read(name), re.MULTILINE | re.DOTALL)
     assert found
     for block in found:
-        part = yaml.safe_load(block)
-        pipeline = resolve(part if "method" in part else {**RIGHT, **part})
+        part = yaml.safe_load(textwrap.dedent(block))
+        whole = "stages" in part or {"method", "model"} <= set(part)
+        pipeline = resolve(part if whole else {**RIGHT, **part})
         assert pipeline.stages[0].method in METHODS
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/sampling.md"])
 def test_python_is_python(name: str) -> None:
-    import textwrap
-
     found = re.findall(r"^ *```python\n(.*?)^ *```", read(name), re.MULTILINE | re.DOTALL)
     assert found
     for block in found:
@@ -106,6 +111,50 @@ def test_presets_are_those_of_the_code() -> None:
         low, high = (None, number(bounds.split()[-1])) if kind == "cispo" else map(number, bounds.split("/"))
         said = Objective(advantage, ratio, kind, low, high, aggregate, number(beta.split(",")[0]))  # type: ignore[arg-type]
         assert said == PRESETS[name], name
+
+
+def test_preference_losses_and_their_numbers_are_those_of_the_code() -> None:
+    text = read("docs/methods/dpo.md").partition("## The losses")[2].partition("\n## ")[0]
+    rows = [
+        (name, cells.split("|")) for name, cells in re.findall(r"^\| `([\w-]+)`(?: \(default\))? \|(.+)\|$", text, re.M)
+    ]
+    references = {name: cells[-1].strip() for name, cells in rows if cells[-1].strip() in ("yes", "no")}
+    assert references == {name: "yes" if loss.needs_reference else "no" for name, loss in PREFERENCE_LOSSES.items()}
+    told = {name: cells for name, cells in rows if cells[-1].strip() not in ("yes", "no")}
+    assert set(told) == set(PREFERENCE_LOSSES)
+    for name, (beta, others, _) in told.items():
+        found = {"beta": float(beta), **{key: float(value) for key, value in re.findall(r"`(\w+)` ([\d.]+)", others)}}
+        loss = PREFERENCE_LOSSES[name]
+        numbers = ("beta", "label_smoothing", "gamma_ratio", "odds_weight", "sft_weight")
+        assert found == {key: getattr(loss, key) for key in numbers if getattr(loss, key)}, name
+
+
+@pytest.mark.parametrize(("page", "loss"), [("kto", KTO), ("reward", BRADLEY_TERRY)], ids=["kto", "reward"])
+def test_numbers_of_kto_and_reward_models_are_those_of_the_code(page: str, loss: Preference) -> None:
+    rows = re.findall(
+        r"^\| `loss\.(\w+)`(?:, `loss\.\w+`)? \| `?([\w.]+)`?(?:, [\d.]+)? \|", read(f"docs/methods/{page}.md"), re.M
+    )
+    assert rows
+    for field, value in rows:
+        found = getattr(loss, field) if field in ("beta", "center") else LossConfig.model_fields[field].default
+        assert found == yaml.safe_load(value), field
+        assert field in loss.fields
+
+
+def test_rows_shown_are_json() -> None:
+    for name in ("dpo", "kto", "reward"):
+        lines = [line for block in blocks(read(f"docs/methods/{name}.md"), "jsonl") for line in block.splitlines()]
+        assert lines
+        for line in lines:
+            row = json.loads(line)
+            assert {"chosen", "rejected"} <= set(row) or {"prompt", "completion", "label"} == set(row)
+
+
+def test_every_shipped_recipe_is_in_the_list() -> None:
+    table = read("docs/recipes.md").partition("## Recipes that come with it")[2]
+    assert {f"recipes/{name}" for name in re.findall(r"`([\w-]+\.yaml)`", table)} == {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").glob("*.yaml")
+    }
 
 
 def test_defaults_are_those_of_the_code() -> None:

@@ -8,7 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from preftune.intervals import Interval, is_binary, mean_interval, paired_difference, t_quantile
+from preftune.intervals import (
+    Interval,
+    auc_interval,
+    is_binary,
+    mean_interval,
+    paired_difference,
+    t_quantile,
+    weighted_mean,
+)
 from preftune.train.evaluation import Measurement
 
 
@@ -173,3 +181,115 @@ def test_paired_coverage(n: int, rise: float, fall: float) -> None:
         after = np.where(draw < rise, 1, np.where(draw < rise + fall, 0, before))
         hits += not paired_difference(before, after).excludes(rise - fall)
     assert hits / 2000 >= 0.935  # when few rows change it covers more than 95 %: the safe side
+
+
+# ---------------------------------------------------------------------------------------------------- ROC curve
+
+
+def test_area_under_the_curve_by_hand() -> None:
+    # Positives 1, 3, 4 and negatives 0, 2. Negatives under them: ½, 1, 1; area 2.5/3 = 5/6.
+    # Positives over the negatives: 1, 2/3. var of (½, 1, 1) = 1/12, of (1, 2/3) = 1/18; variance
+    # 1/36 + 1/36 = 1/18, half 1.959964·sqrt(1/18) = 0.4619679.
+    got = auc_interval([1, 0, 3, 2, 4], [True, False, True, False, True])
+    assert got.value == pytest.approx(5 / 6)
+    assert got.low == pytest.approx(5 / 6 - 0.4619679, abs=1e-6)
+    assert (got.high, got.n) == (1.0, 5)
+
+
+def test_ties_count_half() -> None:
+    # Positives 1, 2 and negatives 1, 0: the wins are ½, 1, 1, 1 of 4. V of the positives ¾, 1, of the negatives
+    # ¾, 1: var 1/32 each, variance 1/32, half 1.959964·0.1767767 = 0.3464760.
+    got = auc_interval([1, 2, 1, 0], [True, True, False, False])
+    assert got.value == pytest.approx(0.875)
+    assert got.low == pytest.approx(0.875 - 0.3464760, abs=1e-6)
+
+
+def test_answers_to_one_question_are_one_cluster() -> None:
+    # Two questions, each with a positive and a negative: (3, 1) and (2, 2.5). The wins are 1, 1, 1, 0 of 4.
+    # V of the positives 1, ½ and of the negatives 1, ½, so deviations ¼, −¼ in the same clusters:
+    # 2·(1/8)/4 + 2·(1/8)/4 + 2·2·(1/8)/4 = 1/4 instead of 1/8 without clusters.
+    scores, labels = [3, 1, 2, 2.5], [True, False, True, False]
+    assert auc_interval(scores, labels, [7, 7, 9, 9]).low == pytest.approx(max(0.0, 0.75 - 1.959964 * 0.5), abs=1e-6)
+    free = auc_interval(scores, labels)
+    assert free.low == pytest.approx(0.75 - 1.959964 * math.sqrt(1 / 8), abs=1e-6)
+    assert auc_interval(scores, labels, [0, 1, 2, 3]) == free
+
+
+def test_copies_of_a_row_tell_nothing_new() -> None:
+    rng = np.random.default_rng(5)
+    label = rng.random(60) < 0.4
+    scores = rng.normal(label.astype(float), 1.0)
+    once = auc_interval(scores, label)
+    thrice = auc_interval(np.tile(scores, 3), np.tile(label, 3), np.tile(np.arange(60), 3))
+    assert (thrice.value, thrice.low) == (pytest.approx(once.value), pytest.approx(once.low))
+    assert auc_interval(np.tile(scores, 3), np.tile(label, 3)).low > once.low + 0.02
+
+
+def test_area_is_the_share_of_won_pairs() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        label = rng.random(40) < 0.5
+        label[:2] = (True, False)
+        scores = rng.integers(0, 6, 40).astype(float)
+        wins = [(a > b) + 0.5 * (a == b) for a in scores[label] for b in scores[~label]]
+        assert auc_interval(scores, label).value == pytest.approx(np.mean(wins), abs=1e-12)
+
+
+def test_area_is_that_of_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn comes with preftune[embed]")
+    rng = np.random.default_rng(8)
+    label = np.arange(200) % 3 == 0
+    scores = np.round(rng.normal(label * 0.7, 1.0), 1)
+    assert auc_interval(scores, label).value == pytest.approx(metrics.roc_auc_score(label, scores), abs=1e-12)
+
+
+def test_perfect_separation_and_a_lone_positive_have_no_bounds() -> None:
+    assert not auc_interval([1, 2, 3, 4], [False, False, True, True]).is_bounded
+    assert not auc_interval([1, 3, 2], [False, False, True]).is_bounded
+    assert not auc_interval([1, 3, 2, 2], [False, True, True, False], [0, 0, 0, 0]).is_bounded
+
+
+def test_area_needs_both_kinds() -> None:
+    with pytest.raises(ValueError, match="there are 2 and 0"):
+        auc_interval([1.0, 2.0], [True, True])
+    with pytest.raises(ValueError, match="3 scores need as many"):
+        auc_interval([1.0, 2.0, 3.0], [True, False])
+
+
+@pytest.mark.parametrize("per_question", [1, 5])
+def test_area_coverage(per_question: int) -> None:
+    """Answers to one question share half of their noise, so without clusters the interval would be too narrow."""
+    rng = np.random.default_rng(4)
+    truth = float(np.mean(rng.normal(1, 1, 10**6) > rng.normal(0, 1, 10**6)))
+    hits = 0
+    for _ in range(800):
+        question = np.repeat(np.arange(60), per_question)
+        label = rng.random(len(question)) < 0.5
+        noise = (rng.normal(size=60)[question] + rng.normal(size=len(question))) / math.sqrt(2)
+        hits += not auc_interval(noise + label, label, question).excludes(truth)
+    assert 0.92 <= hits / 800 <= 0.975
+
+
+def test_weighted_mean_by_hand() -> None:
+    # Weights 3 : 1. Value 0.75·0.5 + 0.25·1 = 0.625; below sqrt((0.75·0.1)² + (0.25·0.3)²) = 0.1060660,
+    # above sqrt((0.75·0.2)² + 0) = 0.15.
+    got = weighted_mean([Interval(0.5, 0.4, 0.7, 10), Interval(1.0, 0.7, 1.0, 5)], [3, 1])
+    assert (got.value, got.n) == (pytest.approx(0.625), 15)
+    assert got.low == pytest.approx(0.625 - 0.1060660, abs=1e-6)
+    assert got.high == pytest.approx(0.775)
+
+
+def test_weighted_mean_of_an_unbounded_part_is_unbounded() -> None:
+    assert not weighted_mean([Interval(0.5, 0.4, 0.7, 10), mean_interval([2.0])], [1, 1]).is_bounded
+    with pytest.raises(ValueError, match="weights above 0"):
+        weighted_mean([mean_interval([0, 1])], [0.0])
+
+
+def test_weighted_mean_coverage() -> None:
+    """Two groups of rows of unequal size and share, weighted equally."""
+    rng = np.random.default_rng(6)
+    hits = 0
+    for _ in range(2000):
+        parts = [mean_interval((rng.random(n) < p).astype(float), binary=True) for n, p in ((40, 0.9), (120, 0.5))]
+        hits += not weighted_mean(parts, [1, 1]).excludes(0.7)
+    assert 0.93 <= hits / 2000 <= 0.975

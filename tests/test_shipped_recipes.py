@@ -185,6 +185,114 @@ def test_the_gsm8k_recipe_runs_on_a_file(small_model: Path, gsm8k_file: Path, tm
     assert len(root.findall(f"{svg}circle")) == 5  # two panels, each measured before and after; the legend
 
 
+def _solutions() -> list[dict[str, Any]]:
+    """Sixteen questions with a reference and three solutions, of which none, one or two are right."""
+    rows: list[dict[str, Any]] = []
+    for i, row in enumerate(_rows()[:16]):
+        total = (2 + i % 4) * 150 * (1 + i)
+        responses = [
+            {
+                "model": f"writer-{k}",
+                "text": f"They have {total + wrong} pens.\nA: {total + wrong}",
+                "correct": not wrong,
+            }
+            for k, wrong in enumerate([0 if k < i % 3 else 10 * (k + 1) for k in range(3)])
+        ]
+        reference = f"{row['question'].split()[0]} has {total} pens.\nA: {total}"
+        rows.append({"question": row["question"], "reference": reference, "responses": responses})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def solutions_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(tmp_path_factory.mktemp("solutions") / "solutions.jsonl", _solutions())
+
+
+def test_gsm8k_solutions_are_mapped_by_the_recipes_alone(solutions_file: Path) -> None:
+    from preftune.data import load_examples
+
+    wrong, right = _solutions()[0], _solutions()[2]  # none, and two of three
+    for name, human in (("dpo", 1), ("kto", 1), ("reward", 0)):
+        (recipe,) = load_recipe(ROOT / "recipes" / f"gsm8k-{name}.yaml", {"data.path": str(solutions_file)}).stages
+        examples = load_examples(recipe.data, seed=0).examples
+        assert [example.scores for example in examples[:3]] == [
+            (0.0, 0.0, 0.0) + (1.0,) * human, (1.0, 0.0, 0.0) + (1.0,) * human, (1.0, 1.0, 0.0) + (1.0,) * human,
+        ]  # fmt: skip
+        assert examples[0].sources == ("writer-0", "writer-1", "writer-2", "human")[: 3 + human]
+        assert examples[0].prompt == wrong["question"] + "\n"
+        assert examples[2].completions[1] == right["responses"][1]["text"]
+        if human:
+            assert examples[2].completions[3] == right["reference"]
+
+
+def test_gsm8k_preference_recipes_hold_out_the_same_questions() -> None:
+    stages = [load_recipe(ROOT / "recipes" / f"gsm8k-{name}.yaml").stages[0] for name in ("dpo", "kto", "reward")]
+    assert [(stage.seed, stage.eval.holdout) for stage in stages] == [(0, 120)] * 3
+
+
+def test_preference_recipes_have_the_rates_that_their_pages_name() -> None:
+    for name, low, high in (("dpo", 5e-6, 5e-5), ("kto", 5e-6, 5e-5), ("reward", 1e-4, 1e-4)):
+        for path in (f"{name}.yaml", f"gsm8k-{name}.yaml"):
+            (recipe,) = load_recipe(ROOT / "recipes" / path).stages
+            assert recipe.method == name and recipe.model.lora is not None
+            assert low <= recipe.train.learning_rate <= high
+            assert recipe.eval.holdout > 0 and recipe.eval.every is not None
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "reward"])
+def test_the_gsm8k_preference_recipes_run_on_a_file(
+    name: str, small_model: Path, solutions_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
+    output = tmp_path / "run"
+    flags = {
+        "--model.path": str(small_model), "--data.path": str(solutions_file), "--output": str(output),
+        "--train.epochs": "1", "--train.batch_size": "4", "--eval.holdout": "4", "--eval.every": "2",
+    }  # fmt: skip
+    assert (
+        main(["run", str(ROOT / "recipes" / f"gsm8k-{name}.yaml"), *(part for flag in flags.items() for part in flag)])
+        == 0
+    )
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    before = summary["before"]["validation"]
+    # With a reference, and with a head of zeros, nothing is preferred before training.
+    assert before["rewards/accuracy"]["value"] == pytest.approx(0.5)
+    steps = [line["metrics"] for line in _lines(output / "metrics.jsonl") if line["kind"] == "train"]
+    assert steps
+    if name == "kto":
+        assert all({"kl", "kl/raw", "kto/balance"} <= set(metrics) for metrics in steps)
+        assert all(0.99 <= metrics["kto/balance"] <= 1.34 for metrics in steps)
+    else:
+        assert all({"rewards/accuracy", "rewards/margin"} <= set(metrics) for metrics in steps)
+    assert (output / "report.html").stat().st_size > 10_000
+
+
+def test_the_plain_preference_recipes_run(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the reader's own, as text; `data.chat` and a template make conversations of them."""
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
+    pairs = [
+        {"prompt": f"How many pens has Ann {i}?", "chosen": f"Ann has {i} pens.", "rejected": "None."}
+        for i in range(10)
+    ]
+    labels = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in pairs for side in ("chosen", "rejected")
+    ]  # fmt: skip
+    template = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    for name, rows in (("dpo", pairs), ("kto", labels), ("reward", pairs)):
+        output = tmp_path / name
+        flags = [
+            "--model.path", str(small_model), "--data.path", str(_write(tmp_path / f"{name}.jsonl", rows)),
+            "--output", str(output), "--data.chat", "--tokens.chat_template", template, "--train.batch_size", "4",
+            "--eval.holdout", "2", "--eval.every", "1",
+        ]  # fmt: skip
+        assert main([name, str(ROOT / "recipes" / f"{name}.yaml"), *flags]) == 0
+        summary = json.loads((output / "summary.json").read_text())
+        assert (summary["status"], summary["steps"]) == ("finished", 4 if name == "kto" else 2)
+        assert (output / "final").is_dir()
+
+
 def test_the_plain_recipes_run(small_model: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Tell {i} plus 1.", "completion": f" {i + 1}.", "answer": str(i + 1)} for i in range(12)]
     data = _write(tmp_path / "rows.jsonl", rows)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.signals import group_advantages, group_spread
+from preftune.signals import group_advantages, group_spread, preference_pairs
 
 KINDS = ("group-std", "group-mean", "batch-std", "leave-one-out")
 
@@ -121,3 +121,79 @@ def test_bad_input_is_named():
         advantages([0.0, 1.0], [0], "group-std")
     with pytest.raises(ValueError, match="group 1 has no scores"):
         advantages([0.0, 1.0], [0, 2], "group-std")
+
+
+def pairs(scores: list[float], groups: list[int], kind: str = "all") -> list[tuple[int, int, float]]:
+    found = preference_pairs(torch.tensor(scores), torch.tensor(groups, dtype=torch.long), kind)
+    assert found.pairs_P2.dtype == torch.long and found.pairs_P2.shape == (len(found.margins_P), 2)
+    return [(c, r, m) for (c, r), m in zip(found.pairs_P2.tolist(), found.margins_P.tolist(), strict=True)]
+
+
+def test_pairs_of_plain_preferences():
+    # Chosen 1, rejected 0; in the second row the rejected one comes first.
+    assert pairs([1, 0, 0, 1], [0, 0, 1, 1]) == [(0, 1, 1.0), (3, 2, 1.0)]
+
+
+def test_all_pairs_by_hand():
+    # Three ranks: every better one over every worse one, and the distance of their scores.
+    assert pairs([-1, -3, -2], [0, 0, 0]) == [(0, 1, 2.0), (0, 2, 1.0), (2, 1, 1.0)]
+    # Two right and two wrong answers: each right one over each wrong one, never right over right.
+    assert pairs([1, 0, 1, 0], [0, 0, 0, 0]) == [(0, 1, 1.0), (0, 3, 1.0), (2, 1, 1.0), (2, 3, 1.0)]
+
+
+def test_pairs_stay_in_their_group():
+    assert pairs([5, 1, 4, 2], [0, 1, 0, 1]) == [(0, 2, 1.0), (3, 1, 1.0)]
+
+
+def test_best_and_worst_by_hand():
+    # Of equals the first: best 1 and 3, worst 0 and 4.
+    assert pairs([0, 2, 1, 2, 0], [0, 0, 0, 0, 0], "best-worst") == [(1, 0, 2.0)]
+    # Group 1 before group 0, a group whose scores are equal, and a lone completion.
+    assert pairs([3, 7, 1, 9, 4, 4, 8], [1, 0, 1, 0, 2, 2, 3], "best-worst") == [(0, 2, 2.0), (3, 1, 2.0)]
+
+
+@pytest.mark.parametrize("kind", ["all", "best-worst"])
+def test_equal_scores_make_no_pair(kind):
+    assert pairs([1, 1, 1], [0, 0, 0], kind) == []
+    assert pairs([1], [0], kind) == []
+    assert pairs([], [], kind) == []
+
+
+def test_pairs_keep_no_gradient_and_the_scores_precision():
+    scores = torch.tensor([1.0, 1.0 + 1e-12], dtype=torch.float64, requires_grad=True)
+    found = preference_pairs(scores, torch.tensor([0, 0]), "all")
+    assert found.pairs_P2.tolist() == [[1, 0]] and not found.margins_P.requires_grad
+
+
+def test_pairs_refuse_what_they_cannot_order():
+    with pytest.raises(ValueError, match="unknown kind of pairs 'first'; choose all or best-worst"):
+        pairs([1, 0], [0, 0], "first")
+    with pytest.raises(ValueError, match="score 1 is nan"):
+        pairs([1, math.nan], [0, 0])
+    with pytest.raises(ValueError, match="both must be flat and of one length"):
+        pairs([1, 0], [0])
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=10),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=100, deadline=None)
+def test_pairs_of_any_batch(rows, order):
+    groups, scores = [g for g, _ in rows], [float(s) for _, s in rows]
+    found = {(c, r): m for c, r, m in pairs(scores, groups)}
+    for c in range(len(rows)):
+        for r in range(len(rows)):
+            better = groups[c] == groups[r] and scores[c] > scores[r]
+            assert ((c, r) in found) is better
+            assert not better or found[c, r] == scores[c] - scores[r]
+    extremes = {(c, r): m for c, r, m in pairs(scores, groups, "best-worst")}
+    assert extremes.items() <= found.items()
+    for g in set(groups):
+        widest = max((m for (c, _), m in found.items() if groups[c] == g), default=None)
+        assert [m for (c, _), m in extremes.items() if groups[c] == g] == ([] if widest is None else [widest])
+    # Another order of completions: the same pairs, by the places they now have.
+    places = list(range(len(rows)))
+    order.shuffle(places)
+    moved = {(places[c], places[r]): m for c, r, m in pairs([scores[i] for i in places], [groups[i] for i in places])}
+    assert moved == found

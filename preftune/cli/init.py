@@ -1,4 +1,4 @@
-"""`preftune init [METHOD]`: prints a commented recipe, made from the recipe's models."""
+"""`preftune init [METHOD]`: prints a commented recipe of the fields that the method reads, made from the models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from preftune.cli.parser import Parser
-from preftune.config import Recipe
+from preftune.config import LossConfig, Recipe
 from preftune.errors import UsageError
+from preftune.methods import BRADLEY_TERRY, KTO, METHODS, PREFERENCE_LOSSES, Method
 from preftune.recipes.schema import is_dict, is_list, item_of, keys_of, model_of, nearest
 from preftune.recipes.yamltext import dump_yaml
 
@@ -24,10 +25,23 @@ _ESSENTIAL: dict[str, Any] = {
 }
 """What every recipe must say, with an example; written without a comment sign."""
 
-_EXAMPLE: dict[str, Any] = {"data.columns.*.from": "answer"}
+_EXAMPLE: dict[str, Any] = {
+    "data.columns.*.from": "answer",
+    "data.responses.from": "responses",
+    "data.responses.text": "text",
+    "data.responses.score": "score",
+    "data.responses.also.column": "reference",
+    "data.responses.also.score": 1.0,
+}
 """Values shown for commented fields whose default alone would not be valid."""
 
 _FREE_KEY = "answer"
+
+_ROWS: dict[str | None, str] = {
+    "pairs": '# Rows: {"prompt": …, "chosen": …, "rejected": …}; docs/data.md has the other forms.',
+    "labels": '# Rows: {"prompt": …, "completion": …, "label": true or false}; docs/data.md has the other forms.',
+}
+"""What a row looks like where the data must compare."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +60,9 @@ class _Line:
 
 
 def execute(arguments: list[str]) -> int:
-    from preftune.methods import METHODS
-
-    parser = Parser(prog="preftune init", description="Prints a commented recipe with every field and its default.")
+    parser = Parser(
+        prog="preftune init", description="Prints a commented recipe with every field of the method and its default."
+    )
     parser.add_argument("method", nargs="?", default="grpo", metavar="METHOD", help="a method (default grpo)")
     method = parser.parse(arguments).method
     if method not in METHODS:
@@ -60,35 +74,68 @@ def execute(arguments: list[str]) -> int:
 
 
 def template(method: str) -> str:
-    """A recipe for `method`: essential fields with examples, every other field commented out with its default."""
-    from preftune.methods import METHODS
-
+    """A recipe for `method`: essential fields with examples, other fields that it reads commented out with defaults."""
     row = METHODS[method]
     essential = {**_ESSENTIAL, "method": method}
     if not row.scored:
         del essential["rewards.name"]
     head = [
         f"# {method}: {row.summary}.",
+        *([_ROWS[row.compares]] if row.compares in _ROWS else []),
         "# Lines that are commented out show the defaults. Run it with: preftune run THIS_FILE",
         "# Look before you train: preftune run THIS_FILE --dry-run",
         "",
     ]
-    lines = [str(line) for line in _section(Recipe, (), 0, None, essential)]
+    shown = _Shown(essential, unread(row))
+    lines = [str(line) for line in _section(Recipe, (), 0, None, shown)]
     return "\n".join([*head, *lines]) + "\n"
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """What the template writes: fields with an example that is no comment, and fields that are left out."""
+
+    essential: dict[str, Any]
+    unread: frozenset[str]
+
+
+def unread(row: Method) -> frozenset[str]:
+    """Fields and sections that have no effect for this method, by their dotted names."""
+    out: set[str] = set()
+    if row.completions == "data":
+        out |= {"policy", "sampling.group_size"}
+    if row.reads == "scores":  # a reward model writes nothing
+        out |= {"sampling", "rewards", "eval.temperature", "eval.max_tokens"}
+    else:
+        out.add("train.normalize")
+    if row.compares is None or row.reads == "scores":
+        out |= {"train.reference_logprobs", "train.reference_cache"}
+    if row.completions == "data" and (row.compares is None or row.reads == "scores"):
+        out.add("model.reference")
+    if row.compares is None:
+        read = {"label_threshold"} if row.name == "sft" else set[str]()
+    elif row.name in ("kto", "reward"):
+        read = set((KTO if row.name == "kto" else BRADLEY_TERRY).fields)
+    else:
+        read = {"name"}.union(*(loss.fields for loss in PREFERENCE_LOSSES.values()))
+    if not read:
+        out.add("loss")
+    return frozenset(out | {f"loss.{name}" for name in LossConfig.model_fields if name not in read})
+
+
 def _section(
-    model: type[BaseModel], path: tuple[str, ...], indent: int, comment_at: int | None, essential: dict[str, Any]
+    model: type[BaseModel], path: tuple[str, ...], indent: int, comment_at: int | None, shown: _Shown
 ) -> Iterator[_Line]:
     for key, info in keys_of(model).items():
-        yield from _field((*path, key), info, indent, comment_at, essential)
+        if ".".join((*path, key)) not in shown.unread:
+            yield from _field((*path, key), info, indent, comment_at, shown)
 
 
 def _field(
-    path: tuple[str, ...], info: FieldInfo, indent: int, comment_at: int | None, essential: dict[str, Any]
+    path: tuple[str, ...], info: FieldInfo, indent: int, comment_at: int | None, shown: _Shown
 ) -> Iterator[_Line]:
     name, key = ".".join(path), path[-1]
-    needed = any(entry == name or entry.startswith(f"{name}.") for entry in essential)
+    needed = any(entry == name or entry.startswith(f"{name}.") for entry in shown.essential)
     section = model_of(info.annotation)
     item = item_of(info.annotation)
     inner = model_of(item) if item is not None else None
@@ -98,21 +145,21 @@ def _field(
     here = comment_at if needed or plain_section or comment_at is not None else indent
     if section is not None:
         yield _Line(indent, f"{key}:", note, here)
-        yield from _section(section, path, indent + 2, here, essential)
+        yield from _section(section, path, indent + 2, here, shown)
     elif inner is not None and name.startswith("eval."):
         yield _Line(indent, f"{key}: []", f"{note}; sources with the fields of data above", here)
     elif inner is not None and is_list(info.annotation):
         yield _Line(indent, f"{key}:", note, here)
-        fields = list(_section(inner, path, indent + 4, here, essential))
+        fields = list(_section(inner, path, indent + 4, here, shown))
         first = fields[0]
         yield _Line(indent + 2, f"- {first.text}", first.note, here)
         yield from fields[1:]
     elif inner is not None and is_dict(info.annotation):
         yield _Line(indent, f"{key}:", note, here)
         yield _Line(indent + 2, f"{_FREE_KEY}:", "the standard column; one such block each", here)
-        yield from _section(inner, (*path, "*"), indent + 4, here, essential)
+        yield from _section(inner, (*path, "*"), indent + 4, here, shown)
     else:
-        yield _Line(indent, f"{key}: {_value(name, info, essential)}", note, here)
+        yield _Line(indent, f"{key}: {_value(name, info, shown.essential)}", note, here)
 
 
 def _value(name: str, info: FieldInfo, essential: dict[str, Any]) -> str:

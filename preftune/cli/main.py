@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "demo": "tune a tiny model on the spot and show before and after",
     "init": "print a commented recipe to start from",
     "merge": "fold an adapter into its base model",
+    "score": "score completions with a reward model",
     "report": "write a run folder's report.html again",
     "rewards": "list the built-in rewards and their arguments",
 }

@@ -16,6 +16,7 @@ from uuid import UUID
 from preftune.config import SourceConfig
 from preftune.data.columns import BadRow, ColumnMap
 from preftune.data.formats import Format, detect, to_example
+from preftune.data.responses import apply_rule
 from preftune.data.sources import read_rows
 from preftune.errors import DataError
 from preftune.records import Content, Example
@@ -112,11 +113,15 @@ def _read(source: SourceConfig, base_dir: Path | None) -> _Read:
     out = _Read(source)
     columns = ColumnMap(source)
     format: Format | None = None if source.format == "auto" else source.format
+    if source.responses is not None:
+        format = "ranked"
     for row in read_rows(source, base_dir):
         try:
             if row.problem:
                 raise BadRow(row.problem)
             mapped = columns.apply(row.values)
+            if source.responses is not None:
+                mapped = apply_rule(source.responses, mapped, row.values)
             format = format or detect(mapped, columns.names)
             example = to_example(mapped, format, source, row.where)
             digest = _digest(example)
@@ -162,7 +167,9 @@ def _interleave(sizes: Sequence[int], rng: random.Random) -> list[int]:
 
 def _digest(example: Example) -> bytes:
     """Hash of a row's content, without its origin. Raises BadRow for text that is no valid Unicode."""
-    row = [_plain(example.prompt), [_plain(completion) for completion in example.completions], dict(example.columns)]
+    row: list[Any] = [_plain(example.prompt), [_plain(one) for one in example.completions], dict(example.columns)]
+    if example.scores:  # rows without scores keep the hash that they had before there were any
+        row += [example.scores, example.sources]
     text = json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_other)
     try:
         return hashlib.sha256(text.encode("utf-8")).digest()

@@ -1,4 +1,4 @@
-"""The one forward pass: packed groups in, token log-probs and entropies out.
+"""The one forward pass: packed groups in, token log-probs and entropies out, or a reward model's scores.
 
 `Engine` decides once, by a probe on the loaded model, whether shared-prompt packing is exact for it. If not, the
 same packs are run as right-padded rows with the prompt repeated: slower, right, and said once.
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from preftune.engine.attention import NAME, PackedLayout, register
-from preftune.engine.head import ModuleHead, base_of, decoder_of, read_head
+from preftune.engine.head import ModuleHead, base_of, decoder_of, read_head, scores_of
 from preftune.engine.logprobs import fused_logprobs
-from preftune.engine.pack import Pack, PaddedBatch, pack, unshare
+from preftune.engine.pack import Pack, PaddedBatch, PairsOfGroup, pack, unshare
 from preftune.engine.padded import Memory, run_rows
+from preftune.errors import ModelError
 from preftune.models.loading import Policy
+from preftune.models.reward import RewardModel
 from preftune.records import Group
 
 Mode: TypeAlias = Literal["shared", "padded"]
@@ -41,6 +43,7 @@ class Engine:
         row_by_row: padded mode only: each row runs alone and from the model's first state, because other rows of a
             batch or earlier forwards change this model's numbers (positions that depend on the longest row seen).
         reason: why the mode is what it is, in words; recorded in the run's manifest.
+        scoring: the policy is a reward model: `scores` and `rate` work, `forward` and `score` do not.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class Engine:
 
         self.policy = policy
         self.bf16 = bf16
-        self.plain_attention = _attention_name(policy.base)
+        self.scoring = isinstance(policy, RewardModel)
+        self.plain_attention = _plain_attention(policy.base)
         self.mode: Mode = "padded"
         self.reason = "asked for by the recipe"
         self.whole_logits = False
         self.row_by_row = False
         self.memory = Memory({})
+        self._use(self.plain_attention)
         self.mode, self.reason = choose_mode(self, asked=mode)
         self._use(NAME if self.mode == "shared" else self.plain_attention)
 
@@ -85,9 +90,9 @@ class Engine:
         """bf16 autocast when the run asks for it."""
         return torch.autocast(self.policy.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
-    def pack(self, groups: Sequence[Group], max_tokens: int) -> list[Pack]:
-        """Packs for `forward`; see `preftune.engine.pack.pack`."""
-        return pack(groups, max_tokens, device=self.policy.device)
+    def pack(self, groups: Sequence[Group], max_tokens: int, pairs: Sequence[PairsOfGroup] | None = None) -> list[Pack]:
+        """Packs for `forward`, or for `scores`, which needs last tokens; see `preftune.engine.pack.pack`."""
+        return pack(groups, max_tokens, keep_last=self.scoring, device=self.policy.device, pairs=pairs)
 
     def forward(
         self, packed: Pack, *, temperature: float = 1.0, with_entropy: bool = False, model: Any = None
@@ -96,7 +101,12 @@ class Engine:
 
         Args:
             model: run this model instead of the policy (the reference); same architecture.
+
+        Raises:
+            ModelError: the policy is a reward model.
         """
+        if self.scoring:
+            raise ModelError("a reward model has no log-probs: use Engine.scores or Engine.rate")
         model = self.policy.model if model is None else model
         with self.autocast():
             if self.whole_logits:
@@ -112,6 +122,46 @@ class Engine:
                 temperature=temperature, with_entropy=with_entropy,
             )  # fmt: skip
         return TokenValues(logprobs_T, entropy_T)
+
+    def scores(self, packed: Pack) -> Tensor:
+        """Raw scores of one pack in the order of `Pack.members`: [S], fp32, with the graph if enabled.
+
+        A score is read at its completion's last token, found by place and never by comparing ids; that of an empty
+        completion at the prompt's last token. Masked spans count as tokens: a tool's answer at the end is read too.
+
+        Raises:
+            ModelError: the policy is not a reward model.
+            ValueError: a pack without last tokens (not from this engine's `pack`).
+        """
+        if not self.scoring:
+            raise ModelError("this model has no reward head: load it with load_reward")
+        model = self.policy.model
+        spans = [(s, at, n) for s in packed.segments for at, n in s.completions]
+        if any(n != len(c.ids) for (_, _, n), c in zip(spans, packed.completions, strict=True)):
+            raise ValueError("this pack lacks the completions' last tokens; make it with keep_last")
+        with self.autocast():
+            if self.mode == "shared":
+                last = [at + n - 1 if n else s.start + s.prompt - 1 for s, at, n in spans]
+                states_SD = self._shared_states(packed, model)[torch.tensor(last, device=packed.input_ids_N.device)]
+            else:
+                parts: list[Tensor] = []
+                for rows in self._batches(unshare(packed)):
+                    self.start_afresh(model)
+                    last_R = rows.attention_mask.sum(1) - 1
+                    parts.append(
+                        run_rows(decoder_of(model), rows)[torch.arange(len(last_R), device=last_R.device), last_R]
+                    )
+                states_SD = torch.cat(parts)
+        return scores_of(model, states_SD)
+
+    @torch.no_grad()
+    def rate(self, groups: Sequence[Group], max_tokens: int) -> list[list[float]]:
+        """A reward model's raw scores of every completion, without gradient: [group][completion]."""
+        out = [[0.0] * len(g.completions) for g in groups]
+        for packed in self.pack(groups, max_tokens):
+            for (g, c), score in zip(packed.members, self.scores(packed).tolist(), strict=True):
+                out[g][c] = score
+        return out
 
     def _shared_states(self, packed: Pack, model: Any) -> Tensor:
         layout = PackedLayout(packed.segments, packed.input_ids_N.device)
@@ -163,6 +213,14 @@ class Engine:
                 for s, (g, c) in enumerate(packed.members):
                     out[g][c] = values[sequence_T == s]
         return out
+
+
+def _plain_attention(base: Any) -> str:
+    """What the model attends with when no engine uses it; remembered in the model for a second engine on it."""
+    name = _attention_name(base)
+    if name != NAME:
+        base.preftune_plain_attention = name
+    return str(base.preftune_plain_attention)
 
 
 def _attention_name(base: Any) -> str:

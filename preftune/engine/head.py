@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from preftune.engine.logprobs import CHUNK_ELEMENTS, fused_logprobs
 from preftune.errors import ModelError
+from preftune.models.classifier import reward_head_name
 
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Config fields of a final soft-cap: Gemma and those after it, RecurrentGemma, xLSTM."""
@@ -228,6 +229,78 @@ def probe_head(model: Any, head: Head, *, seed: int = 0) -> float:
         handle.remove()
         base.train(training)
     return worst
+
+
+def scores_of(model: Any, states_SD: Tensor) -> Tensor:
+    """A reward model's scores from its last hidden states, [S]: the head in fp32 (fp64 for fp64 states), whatever
+    autocast is in force. Differentiable in states and head.
+
+    Raises:
+        ModelError: a head that is not one linear layer with one output.
+    """
+    base = base_of(model)
+    head = Head(getattr(base, reward_head_name(base)))
+    weight, bias = head.weight(), head.bias
+    if weight.shape[0] != 1:
+        raise ModelError(f"the head of {type(base).__name__} gives {weight.shape[0]} numbers; a reward model's gives 1")
+    with torch.autocast(states_SD.device.type, enabled=False):
+        dtype = torch.promote_types(states_SD.dtype, torch.float32)
+        scores_S = states_SD.to(dtype) @ weight[0].to(dtype)
+        return scores_S if bias is None else scores_S + bias[0].to(dtype)
+
+
+@torch.no_grad()
+def check_score_head(model: Any) -> None:
+    """Make sure that the model's own score is its head on the last token's last hidden state and nothing else: its
+    forward is run once, the head's input compared with the decoder's output, and its output replaced by the places
+    of the tokens, of which the model must hand on the last.
+
+    Raises:
+        ModelError: it reads another token (BERT's first), or does more between decoder and score.
+    """
+    base, decoder = base_of(model), decoder_of(model)
+    kind = type(base).__name__
+    name = reward_head_name(base)
+    head = getattr(base, name)
+    dtype = _resolve(head)[0].weight.dtype
+    states: list[Tensor] = []
+    inputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        states.append(output.last_hidden_state)
+
+    def before(_module: nn.Module, args: Any) -> Any:
+        inputs.append(args[0])
+        return args[0].to(dtype), *args[1:]  # the head is fp32 also on a bf16 decoder
+
+    def places(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return torch.arange(output.shape[-2], device=output.device, dtype=output.dtype)[None, :, None]
+
+    table = base.get_input_embeddings().weight
+    pad = base.config.get_text_config().pad_token_id
+    ids = [i for i in range(min(table.shape[0], 9)) if i != pad]
+    training = {m: m.training for m in base.modules()}
+    base.eval()
+    handles = [
+        decoder.register_forward_hook(keep),
+        head.register_forward_pre_hook(before),
+        head.register_forward_hook(places),
+    ]
+    try:
+        logits = base(input_ids=torch.tensor([ids], device=table.device), use_cache=False).logits
+    except Exception as error:
+        raise ModelError(f"the forward of {kind} fails: {type(error).__name__}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, was in training.items():
+            module.training = was
+    if len(states) != 1 or len(inputs) != 1 or inputs[0].shape != states[0].shape or not inputs[0].equal(states[0]):
+        raise ModelError(
+            f"{kind} does more than a linear head on its decoder's states: it can't be a reward model here"
+        )
+    if logits.shape != (1, 1) or float(logits) != len(ids) - 1:
+        raise ModelError(f"{kind} does not read its score at the last token: it can't be a reward model here")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -75,10 +76,10 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A group, or a part of one, that goes into a single row."""
+    """A group, or a part of one, that goes into a single row. `indices`: the places of `completions` in the group."""
 
     group: int
-    first: int
+    indices: tuple[int, ...]
     prompt: Prompt
     completions: tuple[Completion, ...]
     size: int
@@ -89,20 +90,34 @@ def input_length(completion: Completion, keep_last: bool = False) -> int:
     return len(completion.ids) if keep_last else max(len(completion.ids) - 1, 0)
 
 
+PairsOfGroup: TypeAlias = Sequence[tuple[int, int]]
+"""Pairs of completions, by their places in one group."""
+
+
 def pack(
-    groups: Sequence[Group], max_tokens: int, *, keep_last: bool = False, device: torch.device | str = "cpu"
+    groups: Sequence[Group],
+    max_tokens: int,
+    *,
+    keep_last: bool = False,
+    device: torch.device | str = "cpu",
+    pairs: Sequence[PairsOfGroup] | None = None,
 ) -> list[Pack]:
     """Pack groups into rows of at most `max_tokens` tokens, each group's prompt once.
 
     A group larger than the budget is split and its prompt repeated with each part. Rows are filled first-fit by
     decreasing size, which is deterministic; the order of packs has no meaning, `Pack.members` says what is where.
 
+    Args:
+        pairs: for each group, the pairs whose two completions a loss needs side by side. Completions in no pair are
+            left out. A group that must be split keeps each pair whole, so a completion may stand in several packs.
+
     Raises:
-        DataError: when one prompt with a single completion is larger than the budget.
+        DataError: when one prompt with a single completion, or a single pair, is larger than the budget.
     """
     items: list[_Item] = []
     for index, group in enumerate(groups):
-        items.extend(_split(index, group, max_tokens, keep_last))
+        wanted = [(j,) for j in range(len(group.completions))] if pairs is None else pairs[index]
+        items.extend(_split(index, group, max_tokens, keep_last, wanted))
     bins: list[list[_Item]] = []
     room: list[int] = []
     for item in sorted(items, key=lambda i: -i.size):
@@ -117,24 +132,35 @@ def pack(
     return [_build(b, keep_last, device) for b in bins]
 
 
-def _split(index: int, group: Group, max_tokens: int, keep_last: bool) -> list[_Item]:
+def _split(
+    index: int, group: Group, max_tokens: int, keep_last: bool, together: Sequence[tuple[int, ...]]
+) -> list[_Item]:
+    """Parts of a group that fit the budget. `together`: completions that must not be parted."""
     prompt = len(group.prompt.ids)
-    out: list[_Item] = []
-    start, size = 0, prompt
-    for j, completion in enumerate(group.completions):
-        n = input_length(completion, keep_last)
-        if prompt + n > max_tokens:
+    lengths = [input_length(completion, keep_last) for completion in group.completions]
+    parts: list[dict[int, None]] = []
+    size = 0
+    for wanted in together:
+        alone = prompt + sum(lengths[j] for j in wanted)
+        if alone > max_tokens:
+            what = "completion" if len(wanted) == 1 else "the two completions of a pair"
+            tokens = " and ".join(str(lengths[j]) for j in wanted)
             raise DataError(
-                f"{group.prompt.where or 'a prompt'}: prompt ({prompt}) and completion ({n}) need {prompt + n} tokens, "
+                f"{group.prompt.where or 'a prompt'}: prompt ({prompt}) and {what} ({tokens}) need {alone} tokens, "
                 f"more than train.max_tokens_per_batch = {max_tokens}. Raise it, or lower tokens.max_prompt_tokens, "
                 "tokens.max_completion_tokens or sampling.max_tokens"
             )
-        if j > start and size + n > max_tokens:
-            out.append(_Item(index, start, group.prompt, group.completions[start:j], size))
-            start, size = j, prompt
-        size += n
-    if group.completions[start:]:
-        out.append(_Item(index, start, group.prompt, group.completions[start:], size))
+        more = sum(lengths[j] for j in wanted if not parts or j not in parts[-1])
+        if not parts or size + more > max_tokens:
+            parts.append({})
+            size, more = prompt, alone - prompt
+        parts[-1].update(dict.fromkeys(wanted))
+        size += more
+    out: list[_Item] = []
+    for part in parts:
+        places = tuple(sorted(part))
+        used = prompt + sum(lengths[j] for j in places)
+        out.append(_Item(index, places, group.prompt, tuple(group.completions[j] for j in places), used))
     return out
 
 
@@ -152,7 +178,7 @@ def _build(items: Sequence[_Item], keep_last: bool, device: torch.device | str) 
         ids.extend(item.prompt.ids)
         positions.extend(range(p))
         spans: list[tuple[int, int]] = []
-        for j, completion in enumerate(item.completions):
+        for j, completion in zip(item.indices, item.completions, strict=True):
             n = input_length(completion, keep_last)
             at = len(ids)
             spans.append((at, n))
@@ -165,7 +191,7 @@ def _build(items: Sequence[_Item], keep_last: bool, device: torch.device | str) 
                     source.append(before[t])
                     target.append(completion.ids[t])
                     sequence.append(len(members))
-            members.append((item.group, item.first + j))
+            members.append((item.group, j))
             completions.append(completion)
         segments.append(Segment(start, p, tuple(spans)))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from preftune.engine.attention import NAME, PackedLayout, register
-from preftune.engine.head import decoder_of, probe_head, read_head
+from preftune.engine.head import check_score_head, decoder_of, probe_head, read_head
 from preftune.engine.pack import Pack, pack, unshare
 from preftune.engine.padded import Memory, run_rows
 from preftune.errors import ModelError
@@ -39,7 +39,8 @@ def choose_mode(engine: Engine, *, asked: Asked) -> tuple[Literal["shared", "pad
     `row_by_row` and `memory`. The model is left as it was.
 
     Raises:
-        ModelError: the recipe requires the shared mode and the model does not allow it.
+        ModelError: the recipe requires the shared mode and the model does not allow it; a reward model whose score is
+            not a linear head on its last token's state.
     """
     model = engine.policy.base
     was_training = {m: m.training for m in model.modules()}
@@ -47,7 +48,9 @@ def choose_mode(engine: Engine, *, asked: Asked) -> tuple[Literal["shared", "pad
     model.eval()
     try:
         with torch.no_grad():
-            engine.whole_logits = not _head_is_plain(engine)
+            if engine.scoring:
+                check_score_head(engine.policy.model)
+            engine.whole_logits = not engine.scoring and not _head_is_plain(engine)
             fault: str | None = "its head is not a plain projection"
             if asked == "padded":
                 fault = "asked for by the recipe"

@@ -1,8 +1,11 @@
 """Losses: pure functions of token log-probs. They import torch alone: no model, no config, no I/O."""
 
 from preftune.losses.batch import Additive, Denominators, LossOutput, TokenBatch, merge_metrics
+from preftune.losses.kto import kto_loss
 from preftune.losses.policy import clipped_policy_gradient, importance_ratio, kl_estimate, kl_penalty
+from preftune.losses.preference import implicit_rewards, preference_loss
 from preftune.losses.reduce import aggregate
+from preftune.losses.reward import bradley_terry
 from preftune.losses.supervised import nll
 
 __all__ = [
@@ -11,10 +14,14 @@ __all__ = [
     "LossOutput",
     "TokenBatch",
     "aggregate",
+    "bradley_terry",
     "clipped_policy_gradient",
+    "implicit_rewards",
     "importance_ratio",
     "kl_estimate",
     "kl_penalty",
+    "kto_loss",
     "merge_metrics",
     "nll",
+    "preference_loss",
 ]

@@ -30,8 +30,13 @@ class TokenBatch:
         weights_S: 1 where the completion counts, 0 where its row is masked (cut at the limit).
         old_logprobs_T: log-probs under the policy that sampled; None when that policy is this one.
         reference_logprobs_T: log-probs under the reference policy, for a KL penalty.
-        advantages_S: advantage of each completion, finite.
+        advantages_S: advantage of each completion, finite; for labels +1 (desirable) or -1.
         entropy_T: entropy of each token's distribution in nats, for metrics alone.
+        pairs_P2: long (P, 2); each pair's chosen and rejected completion, in 0 … num_sequences - 1.
+        margins_P: how far apart the data puts the two, at least 0; see `preftune.signals.Pairs`.
+        scores_S: a reward head's score of each completion, with its graph. Where it is given there are no tokens.
+        lengths_S: tokens that were written in each completion, where there are no tokens to count.
+        baseline: detached scalar from outside the batch's own completions: KTO's z before its floor at 0.
     """
 
     logprobs_T: Tensor
@@ -42,18 +47,30 @@ class TokenBatch:
     reference_logprobs_T: Tensor | None = None
     advantages_S: Tensor | None = None
     entropy_T: Tensor | None = None
+    pairs_P2: Tensor | None = None
+    margins_P: Tensor | None = None
+    scores_S: Tensor | None = None
+    lengths_S: Tensor | None = None
+    baseline: Tensor | None = None
 
     def __post_init__(self) -> None:
         tokens = self.logprobs_T.shape
         if self.logprobs_T.dim() != 1:
             raise ValueError(f"logprobs_T must be flat, not of shape {tuple(tokens)}")
         per_token = ("sequence_T", "old_logprobs_T", "reference_logprobs_T", "entropy_T")
-        per_sequence = ("weights_S", "advantages_S")
+        per_sequence = ("weights_S", "advantages_S", "scores_S", "lengths_S")
         for names, shape in ((per_token, tokens), (per_sequence, torch.Size([self.num_sequences]))):
             for name in names:
                 tensor = getattr(self, name)
                 if tensor is not None and tensor.shape != shape:
                     raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+        if self.pairs_P2 is not None:
+            if self.pairs_P2.dim() != 2 or self.pairs_P2.shape[1] != 2:
+                raise ValueError(f"pairs_P2 has shape {tuple(self.pairs_P2.shape)}, expected (P, 2)")
+            if self.margins_P is not None and self.margins_P.shape != self.pairs_P2.shape[:1]:
+                raise ValueError(
+                    f"margins_P has shape {tuple(self.margins_P.shape)}, but pairs_P2 {tuple(self.pairs_P2.shape)}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +83,15 @@ class Denominators:
         tokens: completion tokens of rows that count; masked rows are left out.
         sequences: completions, masked rows included.
         max_tokens: the longest completion allowed, for the constant aggregate.
+        pairs: pairs of the batch; 0 where the method has none.
+        chosen_tokens: tokens of the pairs' chosen completions, each counted once per pair that it is chosen in.
     """
 
     tokens: float
     sequences: float
     max_tokens: float
+    pairs: float = 0.0
+    chosen_tokens: float = 0.0
 
     @classmethod
     def count(cls, lengths: Sequence[int], weights: Sequence[float], max_tokens: int) -> Denominators:

@@ -7,9 +7,8 @@ be those of the network that sampled. LoRA's own dropout stays what the recipe s
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from preftune.config import LoraConfig, ModelConfig
+from preftune.config import ModelConfig
 from preftune.errors import ModelError, UsageError
+from preftune.models.adapters import (
+    GIVEN,
+    START,
+    TRAINED,
+    _adapter_base,
+    _add_lora,
+    _same_adapter,
+    acting,
+    check_choice,
+    first_line,
+    new_adapter,
+    put_on,
+    read_adapter,
+)
+from preftune.models.folding import folded, save_combined, save_folded
+
+_first_line = first_line
+__all__ = ["Policy", "_adapter_base", "_add_lora", "_first_line", "_same_adapter", "load_policy", "merge"]
 
 
 @dataclass
@@ -28,6 +45,9 @@ class Policy:
     Attributes:
         model: a transformers causal LM, or a peft model around one.
         lineage: in words, what the weights are and what the reference is; written into the run's manifest.
+        frozen: full fine-tuning's reference, made by `keep_reference`.
+        saves_whole: the trained adapter stands on a base that exists nowhere as files (merged on loading), so `save`
+            writes a whole model.
     """
 
     model: Any
@@ -38,6 +58,7 @@ class Policy:
     context_length: int | None
     lineage: str
     frozen: Any = field(default=None, repr=False)
+    saves_whole: bool = False
 
     @property
     def base(self) -> Any:
@@ -79,27 +100,56 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
-        """The reference model: the adapter switched off, or the frozen copy made by `keep_reference`."""
+        """The reference model: the trained adapter switched off (what lies beneath it stays on), the frozen copy of
+        an adapter that is trained further, or full fine-tuning's frozen copy made by `keep_reference`. What is active
+        and what is trained is afterwards as it was, after an exception too.
+
+        Raises:
+            ModelError: there is none: no frozen copy yet, or a continued adapter without model.reference.
+        """
         if self.is_adapter:
-            with self.model.disable_adapter():
+            if self.config.on_adapter == "continue" and self.config.reference is None:
+                raise ModelError("an adapter that is trained further has no reference until model.reference says which")
+            with acting(self.model, [n for n in (GIVEN, START) if n in self.model.peft_config]):
                 yield self.model
         elif self.frozen is not None:
             yield self.frozen
         else:
             raise ModelError("full fine-tuning has no reference yet; Policy.keep_reference() must come first")
 
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Within it the active adapters are folded into the weights, as in a merged model; then all is as it was, bit
+        for bit. Nothing changes for full fine-tuning."""
+        with folded(self.model) if self.is_adapter else nullcontext():
+            yield
+
     def save(self, folder: Path) -> None:
-        """Write a standard Hugging Face model or adapter folder, tokenizer included."""
-        self.model.save_pretrained(folder)
+        """Write a standard Hugging Face model or adapter folder, tokenizer included, that gives this policy's numbers
+        in plain transformers or peft. The live model stays as it is."""
+        if self.is_adapter and GIVEN in self.model.peft_config:
+            save_combined(self.model, (GIVEN, TRAINED), folder)
+        elif self.is_adapter and self.saves_whole:
+            save_folded(self.model, folder)
+        elif self.is_adapter and START in self.model.peft_config:
+            self.model.save_pretrained(folder, selected_adapters=[TRAINED])
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
-def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
+def load_policy(config: ModelConfig, *, seed: int = 0, needs_reference: bool = False) -> Policy:
     """Load model, tokenizer and adapter as the recipe says.
 
+    Args:
+        seed: of a new adapter's start.
+        needs_reference: the method compares with a reference, so an adapter that is trained further must have one
+            chosen (model.reference).
+
     Raises:
-        ModelError: a missing folder or tokenizer, code that would have to be trusted, an adapter whose use the
-            recipe leaves open. The message names the remedy.
+        ModelError: a missing folder or tokenizer, code that would have to be trusted, an adapter that does not fit or
+            whose use the recipe leaves open. UsageError: fields of the recipe that contradict each other. The message
+            names the remedy.
     """
     import transformers
 
@@ -107,37 +157,21 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     if config.path.startswith("~"):
         config = config.model_copy(update={"path": str(Path(config.path).expanduser())})
     device = _device(config)
-    adapter_base = _adapter_base(config)
-    base_path = adapter_base or config.path
-    if adapter_base and config.on_adapter is None:
-        raise ModelError(
-            f"{config.path} is an adapter on {adapter_base}. Say what to do with it: model.on_adapter: continue "
-            "(train this adapter further; the reference is the bare base) or merge (fold it into the base first; "
-            "the reference is the merged model)"
-        )
-    if not adapter_base and config.on_adapter is not None:
-        raise ModelError(
-            f"model.on_adapter is {config.on_adapter}, but {config.path} is not an adapter; remove the field"
-        )
-    tokenizer = _tokenizer(config, adapter_base)
-    dtype = _dtype(config, device)
-    model = _load(
-        transformers.AutoModelForCausalLM,
-        base_path,
-        config,
-        dtype=dtype,
-        revision=None if adapter_base else config.revision,
-    )
+    given = read_adapter(config)
+    check_choice(config, given, needs_reference=needs_reference)
+    base_path = given.base if given else config.path
+    revision = given.base_revision if given else config.revision
+    tokenizer = _tokenizer(config, given.base if given else None)
+    model = _load(transformers.AutoModelForCausalLM, base_path, config, dtype=_dtype(config, device), revision=revision)
+    _check_causal(model, base_path)
     generation_eos = _eos(model)
-    lineage = f"base {base_path}"
-    if adapter_base:
-        model, lineage = _with_adapter(model, config, base_path)
-    if config.lora is not None and not hasattr(model, "peft_config"):
-        torch.manual_seed(seed)
-        model = _add_lora(model, config.lora)
-        lineage += "; new LoRA adapter; the reference is the model without it"
-    elif not hasattr(model, "peft_config"):
-        lineage += "; all weights trained; the reference is a frozen copy from before training"
+    if given is not None:
+        model, lineage = put_on(model, config, given, seed=seed)
+    elif config.lora is not None:
+        model = new_adapter(model, config, revision, seed=seed)
+        lineage = f"base {base_path}; new LoRA adapter; the reference is the model without it"
+    else:
+        lineage = f"base {base_path}; all weights trained; the reference is a frozen copy from before training"
     _no_dropout(model)
     model.to(device)
     base = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -146,10 +180,19 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     model.eval()
     text = base.config.get_text_config()
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    policy = Policy(model, tokenizer, config, device, generation_eos, context, lineage)
+    whole = config.on_adapter == "merge"
+    policy = Policy(model, tokenizer, config, device, generation_eos, context, lineage, saves_whole=whole)
     if not policy.trainable():
         raise ModelError(f"{config.path}: no parameter is trainable")
     return policy
+
+
+def _check_causal(model: Any, path: str) -> None:
+    """transformers drops a classifier's head without a word where the language model's is tied, so never missing."""
+    kinds = model.config.architectures or []
+    wrong = [kind for kind in kinds if kind.endswith(("ForSequenceClassification", "ForTokenClassification"))]
+    if wrong:
+        raise ModelError(f"{path} is a {wrong[0]} (a classifier or reward model), not a causal language model")
 
 
 def _recompute(base: Any) -> None:
@@ -172,37 +215,9 @@ def _device(config: ModelConfig) -> torch.device:
 def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     if config.dtype == "auto":
         # A frozen base may be bf16; trained weights stay fp32, or small updates round away.
-        return torch.bfloat16 if device.type == "cuda" and config.lora is not None else torch.float32
+        frozen = config.lora is not None or config.on_adapter == "continue"
+        return torch.bfloat16 if device.type == "cuda" and frozen else torch.float32
     return torch.float32 if config.dtype == "float32" else torch.bfloat16
-
-
-def _adapter_base(config: ModelConfig) -> str | None:
-    """The base that an adapter folder (or hub repository) names, None when path is a whole model."""
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    folder = Path(config.path)
-    if folder.exists():
-        if not folder.is_dir():
-            raise ModelError(f"model.path {config.path} is a file; give a model folder or a hub id")
-        if (folder / "config.json").exists() or not (folder / "adapter_config.json").exists():
-            return None
-        found: str | None = str(folder / "adapter_config.json")
-    elif config.path.startswith((".", "/")):
-        raise ModelError(f"model.path {config.path} does not exist")
-    else:
-        try:
-            found = find_adapter_config_file(config.path, revision=config.revision)
-        except OSError:
-            found = None  # the load below reports a hub id that can't be reached
-    if found is None:
-        return None
-    try:
-        base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{found} is damaged: {_first_line(str(error))}") from error
-    if not base:
-        raise ModelError(f"{found} names no base_model_name_or_path; add it")
-    return str(base)
 
 
 def _tokenizer(config: ModelConfig, adapter_base: str | None) -> Any:
@@ -245,9 +260,9 @@ def _load(auto: Any, path: str, config: ModelConfig, **kwargs: Any) -> Any:
         if not Path(path).exists():
             raise ModelError(
                 f"can't load the {what} of {path}: no such folder here, and the hub did not give it "
-                f"({_first_line(text)}). Check the name, or give a folder with --model.path"
+                f"({first_line(text)}). Check the name, or give a folder with --model.path"
             ) from error
-        raise ModelError(f"can't load the {what} in {path}: {_first_line(text)}") from error
+        raise ModelError(f"can't load the {what} in {path}: {first_line(text)}") from error
     # transformers fills absent weights with random numbers and goes on.
     missing = sorted(info["missing_keys"])
     if missing:
@@ -258,10 +273,6 @@ def _load(auto: Any, path: str, config: ModelConfig, **kwargs: Any) -> Any:
     return model
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
-
-
 def _eos(model: Any) -> tuple[int, ...]:
     value = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if value is None:
@@ -269,64 +280,6 @@ def _eos(model: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, (list, tuple)) else (int(value),)
-
-
-def _with_adapter(model: Any, config: ModelConfig, base_path: str) -> tuple[Any, str]:
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    trainable = config.on_adapter == "continue"
-    try:
-        wrapped: Any = PeftModel.from_pretrained(
-            model, config.path, is_trainable=trainable, revision=config.revision or "main"
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"can't load the adapter in {config.path} onto {base_path}: {_first_line(str(error))}"
-        ) from error
-    if trainable:
-        if config.lora is not None:
-            _same_adapter(wrapped.peft_config["default"], config.lora)
-        return wrapped, f"base {base_path}; adapter {config.path} continued; the reference is the bare base"
-    # peft froze the base; a merged model is trained like any other.
-    return wrapped.merge_and_unload().requires_grad_(True), f"base {base_path} with adapter {config.path} merged in"
-
-
-def _same_adapter(mine: Any, lora: LoraConfig) -> None:
-    """An adapter that goes on keeps its shape, so a recipe that asks for another one is wrong."""
-    pairs: list[tuple[str, Any, Any]] = [
-        ("r", lora.r, mine.r),
-        ("alpha", lora.alpha, float(mine.lora_alpha)),
-        ("dropout", lora.dropout, float(mine.lora_dropout)),
-    ]
-    if lora.targets != "all-linear":  # stands for whatever the model has
-        pairs.append(("targets", _names(lora.targets), _names(mine.target_modules)))
-    for name, asked, has in pairs:
-        if asked != has:
-            raise UsageError(
-                f"model.lora.{name} asks for {asked}, but the adapter to continue has {has}; give the same value or "
-                "leave model.lora out"
-            )
-
-
-def _names(targets: Any) -> Any:
-    return targets if isinstance(targets, str) else sorted(targets)
-
-
-def _add_lora(model: Any, lora: LoraConfig) -> Any:
-    import peft
-
-    settings = peft.LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type] # any number will do
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return peft.get_peft_model(model, settings)
-    except ValueError as error:
-        raise ModelError(f"model.lora.targets {lora.targets}: {_first_line(str(error))}") from error
 
 
 def _no_dropout(model: nn.Module) -> None:
@@ -350,7 +303,7 @@ def merge(adapter: str, out: Path, *, trust_remote_code: bool = False) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder; name another one")
     if _adapter_base(ModelConfig(path=adapter)) is None:
-        raise ModelError(f"{adapter} is not an adapter (it has no adapter_config.json); nothing to merge")
+        raise ModelError(f"{adapter} is not an adapter (it has no adapter_config.json): a whole model already")
     policy = load_policy(
         ModelConfig(path=adapter, on_adapter="merge", device="cpu", trust_remote_code=trust_remote_code)
     )

@@ -44,6 +44,7 @@ def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterat
             *_length(recipe),
             *_rewards(recipe, has_functions),
             *_policy(recipe),
+            *_loss(recipe),
             *_measuring(recipe),
             *_references(recipe, earlier),
             *_adapter(recipe, {stage.name: stage for stage in pipeline.stages[:index]}),
@@ -101,6 +102,41 @@ def _policy(recipe: Recipe) -> Iterator[tuple[Path, str]]:
         # its message begins with the field: policy.preset 'x' is none of …
         where, _, what = str(error).partition(" ")
         yield tuple(where.split(".")), what
+
+
+_SFT_READS = frozenset({"label_threshold"})
+
+
+def _loss(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """The `loss` section: a known loss, and no field that it would not read; the same for what goes with it."""
+    from preftune.methods import METHODS, preference
+
+    method = METHODS.get(recipe.method)
+    if method is None:
+        return
+    if method.compares is None:
+        reads = _SFT_READS if recipe.method == "sft" else frozenset()
+        default = type(recipe.loss)()
+        for name in type(recipe.loss).model_fields:
+            if name not in reads and getattr(recipe.loss, name) != getattr(default, name):
+                yield ("loss", name), f"method {recipe.method} does not read it; remove it"
+    else:
+        try:
+            preference(recipe)
+        except UsageError as error:
+            where, _, what = str(error).partition(" ")
+            yield tuple(where.split(".")), what
+    if method.reads == "scores" and recipe.rewards:
+        yield ("rewards",), "a reward model writes no answers that rewards could score; remove them"
+    if method.reads != "scores" and recipe.train.normalize:
+        yield ("train", "normalize"), f"is for reward models; method {recipe.method} has no scores to normalise"
+    fixed = method.completions == "data" and method.compares is not None and method.reads == "logprobs"
+    if not fixed:
+        for name in ("reference_logprobs", "reference_cache"):
+            if getattr(recipe.train, name) != type(recipe.train).model_fields[name].default:
+                yield ("train", name), f"method {recipe.method} keeps no log-probs of a fixed data set; remove it"
+    elif recipe.train.reference_logprobs == "live" and recipe.train.reference_cache is not None:
+        yield ("train", "reference_cache"), "reference_logprobs: live keeps nothing; remove one of the two"
 
 
 def _measuring(recipe: Recipe) -> Iterator[tuple[Path, str]]:

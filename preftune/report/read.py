@@ -12,12 +12,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from preftune.errors import UsageError
 from preftune.intervals import Interval
+
+if TYPE_CHECKING:
+    from preftune.report.answers import Measured
 
 Intervals = dict[str, dict[str, Interval]]
 """split → metric → interval"""
@@ -70,6 +73,8 @@ class Run:
     before: Intervals = field(default_factory=dict)
     after: Intervals = field(default_factory=dict)
     difference: Intervals = field(default_factory=dict)
+    answers: Measured | None = None
+    """What was measured of each completion, for methods that compare completions."""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -131,7 +136,12 @@ class Run:
     @property
     def notes(self) -> list[str]:
         """What the run had to say about itself: fallbacks and warnings."""
-        return [note for note in self._all_notes if not REWARD_PLACE.match(note)]
+        return [note for note in self._all_notes if not REWARD_PLACE.match(note) and not FACT.fullmatch(note)]
+
+    @property
+    def facts(self) -> list[str]:
+        """Notes that warn of nothing: where the reference's log-probs came from, how labels are balanced."""
+        return [note for note in self._all_notes if FACT.fullmatch(note)]
 
     @property
     def reward_places(self) -> list[str]:
@@ -145,6 +155,9 @@ class Run:
 
 
 REWARD_PLACE = re.compile(r"reward .+ \(weight [^()]+\): ")
+FACT = re.compile(
+    r"the reference's log-probs of [^;]+|\d+ desirable and \d+ undesirable completions; [^;]+|normalised to the [^;]+"
+)
 KNOWN = ("recipe.yaml", "manifest.json", "metrics.jsonl", "summary.json")
 
 
@@ -167,14 +180,16 @@ def read_run(folder: Path) -> Run:
     _read_recipe(run)
     run.manifest = _json_file(run, "manifest.json") or {}
     run.summary = _json_file(run, "summary.json")
-    for number, line in _lines(run, "metrics.jsonl"):
+    for number, line in json_lines(run, "metrics.jsonl"):
         _read_metrics(run, number, line)
     for points in (*run.train.values(), *run.times.values()):
         points[:] = sorted(dict(points).items())  # a resumed run may have written a step twice: the last one counts
-    for number, line in _lines(run, "samples.jsonl"):
+    for number, line in json_lines(run, "samples.jsonl"):
         _read_sample(run, number, line)
-    for _, line in _lines(run, "advice.jsonl"):
-        run.advice.append((int(_number(line.get("step")) or 0), str(line.get("saw", "")), str(line.get("change", ""))))
+    for _, line in json_lines(run, "advice.jsonl"):
+        run.advice.append(
+            (int(as_number(line.get("step")) or 0), str(line.get("saw", "")), str(line.get("change", "")))
+        )
     _read_certificate(run)
     _read_comparison(run)
     _unbound_false_shares(run)
@@ -227,10 +242,10 @@ def _json_file(run: Run, name: str) -> dict[str, Any] | None:
     return raw
 
 
-def _lines(run: Run, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(run: Run, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each JSON object of a .jsonl file with its line number; other lines are counted as one problem."""
     path = run.folder / name
-    if not path.exists():
+    if not path.is_file():
         return
     bad: list[int] = []
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -250,13 +265,18 @@ def _lines(run: Run, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         run.problems.append(f"{name}: {len(bad)} lines are not whole JSON objects and are left out (first: {bad[0]})")
 
 
-def _number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """A finite or NaN/inf float, or None for anything that is no number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # JSON has integers of any size
+        return math.inf
 
 
 def _read_metrics(run: Run, number: int, line: dict[str, Any]) -> None:
-    step, metrics, times = _number(line.get("step")), line.get("metrics"), line.get("time", {})
+    step, metrics, times = as_number(line.get("step")), line.get("metrics"), line.get("time", {})
     if step is None or not isinstance(metrics, dict) or not isinstance(times, dict):
         run.problems.append(f"metrics.jsonl:{number} has no step or metrics and is left out")
         return
@@ -266,7 +286,7 @@ def _read_metrics(run: Run, number: int, line: dict[str, Any]) -> None:
         return
     for source, target in ((metrics, run.train), (times, run.times)):
         for name, raw in source.items():
-            value = _number(raw)
+            value = as_number(raw)
             # A null is a NaN or infinity that JSON could not hold: it stays a gap in the curve.
             target.setdefault(name, []).append((int(step), math.nan if value is None else value))
 
@@ -282,11 +302,11 @@ def _intervals(run: Run, metrics: Mapping[str, Any], where: str) -> dict[str, In
 
 
 def _read_sample(run: Run, number: int, line: dict[str, Any]) -> None:
-    step, breakdown = _number(line.get("step")), line.get("breakdown") or {}
+    step, breakdown = as_number(line.get("step")), line.get("breakdown") or {}
     if step is None or not isinstance(breakdown, dict):
         run.problems.append(f"samples.jsonl:{number} has no step or breakdown and is left out")
         return
-    length = _number(line.get("length"))
+    length = as_number(line.get("length"))
     run.samples.append(
         Sample(
             step=int(step),
@@ -296,8 +316,8 @@ def _read_sample(run: Run, number: int, line: dict[str, Any]) -> None:
             completion=str(line.get("completion", "")),
             finish=str(line.get("finish", "")),
             length=None if length is None else int(length),
-            score=_number(line.get("score")),
-            breakdown={str(name): _number(value) for name, value in breakdown.items()},
+            score=as_number(line.get("score")),
+            breakdown={str(name): as_number(value) for name, value in breakdown.items()},
             answer=_answer(line.get("columns")),
         )
     )
@@ -327,8 +347,8 @@ def _read_certificate(run: Run) -> None:
         run.checks.append(
             Check(
                 name=str(check.get("name", "")),
-                value=_number(check.get("value")),
-                tolerance=_number(check.get("tolerance")),
+                value=as_number(check.get("value")),
+                tolerance=as_number(check.get("tolerance")),
                 passed=verdict if isinstance(verdict, bool) else None,
                 detail=str(check.get("detail") or ""),
             )

@@ -222,6 +222,7 @@ def make_batch(groups: Sequence[Group], state: TrainerState) -> Batch:
                 batch.prompts.append([{"role": m.role, "content": m.content} for m in content])
                 batch.completions.append([{"role": "assistant", "content": completion.text}])
             batch.completion_ids.append(list(completion.ids))
+            batch.finish_reasons.append(completion.finish)
             for name in names:
                 columns[name].append(group.prompt.columns.get(name))
     batch.columns.update(columns)
@@ -280,6 +281,8 @@ def make_reward(config: RewardConfig, name: str, reference: Reference | None, fu
     lane: Lane
     concurrent = True
     if builtin and config.isolate != "process" and not function.can_hang:
+        if getattr(function, "holds_model", False):
+            function.prepare()  # a model that is missing should be known before the first completions are drawn
         lane, concurrent = DirectLane(function), False
     elif config.isolate == "inline" or (reference is None and not builtin):
         if config.isolate == "process":

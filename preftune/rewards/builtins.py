@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preftune.errors import UsageError
-from preftune.rewards import math, text
+from preftune.rewards import learned, math, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ BUILTINS: dict[str, Builtin] = {
     "reasoning-format-exact": Builtin(math.ReasoningFormatExact, "3 when working and solution are well formed"),
     "reasoning-number": Builtin(math.ReasoningNumber, "-2.5 to 3.5 by the first number in the solution"),
     "regex": Builtin(text.Regex, "1 when a pattern is found"),
+    "reward-model": Builtin(learned.LearnedReward, "the score of a reward model: a folder, a hub id, or stage:NAME"),
 }
 
 

@@ -1,7 +1,8 @@
 """One call of one reward on one batch: which arguments it gets, and what it may return.
 
 Runs in the trainer and in worker processes alike, so it imports the standard library only. The signature is
-TRL's: `fn(prompts, completions, completion_ids=…, trainer_state=…, log_extra=…, log_metric=…, **columns)`.
+TRL's: `fn(prompts, completions, completion_ids=…, trainer_state=…, log_extra=…, log_metric=…, **columns)`, and
+`finish_reasons`, which TRL lacks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RewardFunction: TypeAlias = Callable[..., Any]
 Kind: TypeAlias = Literal["setup", "raised", "value", "shape", "hung", "died"]
 LARGEST = 3e38
 """Advantages are computed in single precision, which ends there."""
-RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+RESERVED = ("prompts", "completions", "completion_ids", "finish_reasons", "trainer_state", "log_extra", "log_metric")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,17 @@ class TrainerState:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The rows of one call: four parallel lists and a table of columns, one entry per completion."""
+    """The rows of one call: parallel lists and a table of columns, one entry per completion.
+
+    `finish_reasons` say why a completion ended: eos, stop, length (it was cut) or data. Empty where nobody knows.
+    """
 
     prompts: list[Any]
     completions: list[Any]
     completion_ids: list[list[int]]
     columns: dict[str, list[Any]]
     state: TrainerState
+    finish_reasons: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -59,7 +64,15 @@ class Batch:
             self.completion_ids[part],
             {name: values[part] for name, values in self.columns.items()},
             self.state,
+            self.finish_reasons[part],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Unscorable:
+    """What a built-in returns for a row that it can't score: a failure of that row alone. `why` goes on after "it"."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +150,7 @@ class Caller:
             "prompts": batch.prompts,
             "completions": batch.completions,
             "completion_ids": batch.completion_ids,
+            "finish_reasons": batch.finish_reasons,
             "trainer_state": batch.state,
             "log_extra": log_extra,
             "log_metric": log_metric,
@@ -217,6 +231,8 @@ def read_result(
 def _number(item: Any) -> float | None:
     if item is None:
         return None
+    if isinstance(item, Unscorable):
+        raise ValueError(item.why)
     if not isinstance(item, (bool, int, float)) and hasattr(item, "item"):
         try:
             item = item.item()  # numpy scalar or 0-dimensional tensor

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from preftune.config import Recipe
 from preftune.engine.forward import Engine
-from preftune.engine.pack import Pack
+from preftune.engine.pack import Pack, PairsOfGroup, input_length
+from preftune.errors import DataError
 from preftune.losses.batch import Additive, Denominators, TokenBatch, merge_metrics
 from preftune.methods import Method
 from preftune.records import Group
+from preftune.signals import Pairs
 
 LogProbs = list[list[Tensor]]
 """[group][completion] → log-probs of its trained tokens."""
@@ -26,6 +28,8 @@ class Batch:
     Attributes:
         offsets: index of each group's first completion in the flat order of `advantages_S` and `weights_S`.
         denominators: totals of this batch; they make micro-batching, packing and their order irrelevant.
+        pairs: the completions that a pair loss compares, in the same flat order.
+        contrast: the groups' prompts with completions of other prompts, see `Method.contrast`.
     """
 
     groups: tuple[Group, ...]
@@ -35,6 +39,20 @@ class Batch:
     denominators: Denominators
     old: LogProbs | None = None
     reference: LogProbs | None = None
+    pairs: Pairs | None = None
+    contrast: tuple[Group, ...] = ()
+    contrast_reference: LogProbs | None = None
+
+    def pairs_of_groups(self) -> list[PairsOfGroup] | None:
+        """The pairs of each group, by the places of their completions in it."""
+        if self.pairs is None:
+            return None
+        owner = [(g, c) for g, group in enumerate(self.groups) for c in range(len(group.completions))]
+        out: list[list[tuple[int, int]]] = [[] for _ in self.groups]
+        for chosen, rejected in self.pairs.pairs_P2.tolist():
+            (g, c), (_, d) = owner[chosen], owner[rejected]
+            out[g].append((c, d))
+        return list(out)
 
 
 def make_batch(
@@ -44,8 +62,14 @@ def make_batch(
     *,
     old: LogProbs | None = None,
     reference: LogProbs | None = None,
+    contrast: Sequence[Group] = (),
+    contrast_reference: LogProbs | None = None,
 ) -> Batch:
-    """Apply the method's signal and count the denominators."""
+    """Apply the method's signal and count the denominators.
+
+    Raises:
+        DataError: a method on pairs, and no group of the batch has two completions of different score.
+    """
     completions = [c for group in groups for c in group.completions]
     masked = recipe.policy.mask_truncated and method.completions == "policy"
     weights = [0.0 if masked and c.finish == "length" else 1.0 for c in completions]
@@ -55,14 +79,25 @@ def make_batch(
         offsets.append(count)
         count += len(group.completions)
     longest = recipe.sampling.max_tokens if method.completions == "policy" else recipe.tokens.max_completion_tokens
+    denominators = Denominators.count([c.length for c in completions], weights, longest)
+    signal = method.signal(groups, recipe)
+    pairs = signal if isinstance(signal, Pairs) else None
+    if pairs is not None:
+        if len(pairs.pairs_P2) == 0:
+            raise DataError(f"{groups[0].prompt.where}: no row of this batch has two completions of different score")
+        chosen_tokens = sum(completions[c].length for c in pairs.pairs_P2[:, 0].tolist())
+        denominators = replace(denominators, pairs=float(len(pairs.pairs_P2)), chosen_tokens=float(chosen_tokens))
     return Batch(
         groups=tuple(groups),
         offsets=tuple(offsets),
-        advantages_S=method.signal(groups, recipe),
+        advantages_S=None if isinstance(signal, Pairs) else signal,
         weights_S=torch.tensor(weights),
-        denominators=Denominators.count([c.length for c in completions], weights, longest),
+        denominators=denominators,
         old=old,
         reference=reference,
+        pairs=pairs,
+        contrast=tuple(contrast),
+        contrast_reference=contrast_reference,
     )
 
 
@@ -71,14 +106,29 @@ def backward(
 ) -> tuple[dict[str, Additive], list[Pack]]:
     """Add the batch's gradient to the trained parameters, pack by pack. Returns metrics and the packs."""
     temperature = recipe.sampling.temperature if method.completions == "policy" else 1.0
-    packs = engine.pack(batch.groups, max_tokens)
+    baseline: Tensor | None = None
+    joint = _joint_pack(engine, batch, max_tokens)
+    if joint is not None:
+        packs = [joint]
+    else:
+        packs = engine.pack(batch.groups, max_tokens, batch.pairs_of_groups())
+        if batch.contrast:
+            baseline = _contrast_mean(engine, batch, max_tokens, temperature)
     parts: list[dict[str, Additive]] = []
     loss_sum: Tensor | None = None
+    done: set[tuple[int, int]] = set()
     for packed in packs:
-        if packed.target_T.numel() == 0:
+        if method.reads == "scores":
+            tokens = _scored(packed, batch, engine.scores(packed), done)
+        elif packed.target_T.numel() == 0:
             continue
-        values = engine.forward(packed, temperature=temperature, with_entropy=True)
-        tokens = token_batch(packed, batch, values.logprobs_T, values.entropy_T)
+        else:
+            values = engine.forward(packed, temperature=temperature, with_entropy=method.entropy)
+            logprobs_T, entropy_T, own = values.logprobs_T, values.entropy_T, packed
+            if joint is not None:
+                baseline, own, own_T = _parted(packed, batch, logprobs_T)
+                logprobs_T, entropy_T = logprobs_T[own_T], None if entropy_T is None else entropy_T[own_T]
+            tokens = token_batch(own, batch, logprobs_T, entropy_T, done, baseline)
         output = method.loss(tokens, batch.denominators, recipe)
         output.loss.backward()  # type: ignore[no-untyped-call]
         detached = output.loss.detach()
@@ -88,6 +138,62 @@ def backward(
     if loss_sum is not None:
         metrics["loss"] = Additive(loss_sum, torch.ones_like(loss_sum))
     return metrics, packs
+
+
+def _joint_pack(engine: Engine, batch: Batch, max_tokens: int) -> Pack | None:
+    """Own and contrasted completions as one pack, each prompt once, where that fits and is the cheaper way.
+
+    Apart, the contrasted completions C cost one forward pass of theirs and of the prompts P again: P + C. Together the
+    prompts cost nothing more, but the contrasted tokens pass through the backward as well, though their gradient is 0:
+    3 C. So together is cheaper where 2 C is less than P: with long prompts.
+    """
+    if not batch.contrast:
+        return None
+    prompts = sum(len(group.prompt.ids) for group in batch.contrast if group.completions)
+    contrasted = sum(input_length(c) for group in batch.contrast for c in group.completions)
+    if 2 * contrasted >= prompts:
+        return None
+    packs = engine.pack(_joined(batch), max_tokens)
+    return packs[0] if len(packs) == 1 else None
+
+
+def _joined(batch: Batch) -> list[Group]:
+    both = zip(batch.groups, batch.contrast, strict=True)
+    return [replace(own, completions=own.completions + other.completions) for own, other in both]
+
+
+def _parted(packed: Pack, batch: Batch, logprobs_T: Tensor) -> tuple[Tensor, Pack, Tensor]:
+    """Of a joint pack: the contrast's mean, the pack with own completions alone, and which tokens are theirs."""
+    owns = [c < len(batch.groups[g].completions) for g, c in packed.members]
+    own_S = torch.tensor(owns, device=logprobs_T.device)
+    own_T = own_S[packed.sequence_T]
+    reference = batch.contrast_reference
+    assert reference is not None
+    sizes = [len(group.completions) for group in batch.groups]
+    compared = [reference[g][c - sizes[g]] for g, c in packed.members if c >= sizes[g]]
+    total = logprobs_T.detach()[~own_T].double().sum() - sum(float(t.double().sum()) for t in compared)
+    place_S = own_S.long().cumsum(0) - 1
+    kept = replace(
+        packed,
+        source_T=packed.source_T[own_T],
+        target_T=packed.target_T[own_T],
+        sequence_T=place_S[packed.sequence_T[own_T]],
+        members=tuple(m for m, own in zip(packed.members, owns, strict=True) if own),
+        completions=tuple(c for c, own in zip(packed.completions, owns, strict=True) if own),
+    )
+    return (total / len(compared)).float(), kept, own_T
+
+
+def _contrast_mean(engine: Engine, batch: Batch, max_tokens: int, temperature: float) -> Tensor:
+    """Mean over the whole batch's contrasted completions of log π − log π₀, without gradient."""
+    assert batch.contrast_reference is not None
+    now = engine.score(batch.contrast, max_tokens, temperature=temperature)
+    deltas = [
+        float(mine.double().sum() - theirs.double().sum())
+        for row, reference in zip(now, batch.contrast_reference, strict=True)
+        for mine, theirs in zip(row, reference, strict=True)
+    ]
+    return torch.tensor(sum(deltas) / len(deltas), device=engine.policy.device)
 
 
 def _sampler_drift(packed: Pack, tokens: TokenBatch) -> dict[str, Additive]:
@@ -104,16 +210,28 @@ def _sampler_drift(packed: Pack, tokens: TokenBatch) -> dict[str, Additive]:
     return {"sampler/kl": Additive.mean(delta_T, ones_T), "sampler/max_diff": Additive.maximum(delta_T.abs(), ones_T)}
 
 
-def token_batch(packed: Pack, batch: Batch, logprobs_T: Tensor, entropy_T: Tensor | None) -> TokenBatch:
-    """The pack's slice of the batch, in the pack's order of completions."""
+def token_batch(
+    packed: Pack,
+    batch: Batch,
+    logprobs_T: Tensor,
+    entropy_T: Tensor | None,
+    done: set[tuple[int, int]] | None = None,
+    baseline: Tensor | None = None,
+) -> TokenBatch:
+    """The pack's slice of the batch, in the pack's order of completions.
+
+    Args:
+        done: pairs that earlier packs held; those of this pack are added. A split group may show one again.
+    """
     device = logprobs_T.device
-    flat = torch.tensor([batch.offsets[g] + c for g, c in packed.members], dtype=torch.long)
+    flat = _flat_places(packed, batch)
 
     def tokens(values: LogProbs | None) -> Tensor | None:
         if values is None:
             return None
         return torch.cat([values[g][c] for g, c in packed.members]).to(device)
 
+    pairs_P2, margins_P = _pairs_of(packed, batch, set() if done is None else done, device)
     return TokenBatch(
         logprobs_T=logprobs_T,
         sequence_T=packed.sequence_T,
@@ -123,4 +241,44 @@ def token_batch(packed: Pack, batch: Batch, logprobs_T: Tensor, entropy_T: Tenso
         reference_logprobs_T=tokens(batch.reference),
         advantages_S=None if batch.advantages_S is None else batch.advantages_S[flat].to(device),
         entropy_T=None if entropy_T is None else entropy_T.detach(),
+        pairs_P2=pairs_P2,
+        margins_P=margins_P,
+        baseline=None if baseline is None else baseline.to(device),
     )
+
+
+def _scored(packed: Pack, batch: Batch, scores_S: Tensor, done: set[tuple[int, int]]) -> TokenBatch:
+    """The pack's slice of the batch for a reward head: one score per completion and no tokens."""
+    device = scores_S.device
+    pairs_P2, margins_P = _pairs_of(packed, batch, done, device)
+    return TokenBatch(
+        logprobs_T=scores_S.new_empty(0),
+        sequence_T=torch.empty(0, dtype=torch.long, device=device),
+        num_sequences=packed.num_sequences,
+        weights_S=batch.weights_S[_flat_places(packed, batch)].to(device),
+        pairs_P2=pairs_P2,
+        margins_P=margins_P,
+        scores_S=scores_S,
+        lengths_S=torch.tensor([float(c.length) for c in packed.completions], device=device),
+    )
+
+
+def _flat_places(packed: Pack, batch: Batch) -> Tensor:
+    return torch.tensor([batch.offsets[g] + c for g, c in packed.members], dtype=torch.long)
+
+
+def _pairs_of(
+    packed: Pack, batch: Batch, done: set[tuple[int, int]], device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """The batch's pairs whose completions are both in this pack and that no earlier pack held."""
+    if batch.pairs is None:
+        return None, None
+    place = {batch.offsets[g] + c: s for s, (g, c) in enumerate(packed.members)}
+    found: list[tuple[int, int]] = []
+    margins: list[float] = []
+    for (chosen, rejected), margin in zip(batch.pairs.pairs_P2.tolist(), batch.pairs.margins_P.tolist(), strict=True):
+        if chosen in place and rejected in place and (chosen, rejected) not in done:
+            done.add((chosen, rejected))
+            found.append((place[chosen], place[rejected]))
+            margins.append(margin)
+    return torch.tensor(found, dtype=torch.long, device=device).reshape(-1, 2), torch.tensor(margins, device=device)

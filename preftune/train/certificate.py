@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +23,10 @@ import torch
 from torch import Tensor
 
 from preftune.errors import CertificateError
+from preftune.models.classifier import reward_head_name
+from preftune.models.reward import RewardModel
 from preftune.records import Group
-from preftune.train.batch import Batch, backward, make_batch
+from preftune.train.batch import Batch, backward
 from preftune.train.folder import write_json
 
 if TYPE_CHECKING:
@@ -66,15 +69,27 @@ def sample_of(groups: Sequence[Group]) -> list[Group]:
     return out
 
 
+def _sample(session: Session, groups: Sequence[Group]) -> list[Group]:
+    """`sample_of`, with what the method's signal needs: a pair, or a second prompt to contrast with."""
+    some = sample_of(groups)
+    if session.method.compares == "pairs":
+        return [g for g in some if len(set(g.scores)) > 1] or list(groups[:1])
+    if session.method.contrast is not None and len({g.prompt.ids for g in some}) < 2:
+        other = next((g for g in groups if some and g.prompt.ids != some[0].prompt.ids), None)
+        return [*some[:1], other] if other else list(groups)
+    return some
+
+
 def certify_start(session: Session, groups: Sequence[Group]) -> list[Check]:
     """The checks that can be made before the first update."""
-    some = sample_of(groups)
+    some = _sample(session, groups)
     if not some:
         return []
-    checks = [_shared(session, some)]
-    if any(c.logprobs is not None for g in some for c in g.completions):
-        checks += _sampler(session, some)
-    checks.append(_accumulation(session, some))
+    with _head_of_some_size(session):
+        checks = [_shared(session, some)]
+        if any(c.logprobs is not None for g in some for c in g.completions):
+            checks += _sampler(session, some)
+        checks.append(_accumulation(session, some))
     return checks
 
 
@@ -109,26 +124,58 @@ def _flat(values: list[list[Tensor]]) -> Tensor:
     return torch.cat([t for row in values for t in row])
 
 
+def _values(session: Session, groups: Sequence[Group]) -> Tensor:
+    """What the model gives for these groups, flat: log-probs of tokens, or a reward head's scores."""
+    budget = session.recipe.train.max_tokens_per_batch
+    if session.engine.scoring:
+        return torch.tensor([score for row in session.engine.rate(groups, budget) for score in row])
+    return _flat(session.engine.score(groups, budget, temperature=session.temperature))
+
+
+@contextmanager
+def _head_of_some_size(session: Session) -> Iterator[None]:
+    """A reward head that starts at zero hides whatever is wrong below it, so checks run with a random one."""
+    policy = session.policy
+    if not isinstance(policy, RewardModel):
+        yield
+        return
+    weights = list(getattr(policy.base, reward_head_name(policy.base)).parameters())
+    kept = [weight.detach().clone() for weight in weights]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                drawn = torch.randn(weight.shape, generator=generator) / weight.shape[-1] ** 0.5
+                weight.copy_(drawn.to(weight))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, was in zip(weights, kept, strict=True):
+                weight.copy_(was)
+
+
 def _shared(session: Session, groups: Sequence[Group]) -> Check:
-    engine, temperature, budget = session.engine, session.temperature, session.recipe.train.max_tokens_per_batch
+    engine = session.engine
     if engine.mode == "padded":
         return Check("shared prompt vs plain", 0.0, LOGPROB_TOLERANCE, "not used: " + engine.reason)
-    ours = _flat(engine.score(groups, budget, temperature=temperature))
+    ours = _values(session, groups)
     with engine.plain():
-        plain = _flat(engine.score(groups, budget, temperature=temperature))
+        plain = _values(session, groups)
         if engine.bf16:
             engine.bf16 = False
             try:
-                exact = _flat(engine.score(groups, budget, temperature=temperature))
+                exact = _values(session, groups)
             finally:
                 engine.bf16 = True
+    what = "completions" if engine.scoring else "tokens"
     if engine.bf16:
         mine, theirs = float((ours - exact).abs().mean()), float((plain - exact).abs().mean())
-        detail = f"mean error against fp32 {mine:.1e}, of plain bf16 code {theirs:.1e}, over {len(ours)} tokens"
+        detail = f"mean error against fp32 {mine:.1e}, of plain bf16 code {theirs:.1e}, over {len(ours)} {what}"
         return Check("shared prompt vs plain (bf16 error ratio)", mine / max(theirs, 1e-8), BF16_FACTOR, detail)
     delta = float((ours - plain).abs().max())
     tolerance = LOGPROB_TOLERANCE if session.fp32_weights else BF16_SAMPLER_TOLERANCE
-    return Check("shared prompt vs plain", delta, tolerance, f"max |Δ log-prob| over {len(ours)} tokens")
+    measured = "score" if engine.scoring else "log-prob"
+    return Check("shared prompt vs plain", delta, tolerance, f"max |Δ {measured}| over {len(ours)} {what}")
 
 
 def _sampler(session: Session, groups: Sequence[Group]) -> list[Check]:
@@ -150,14 +197,15 @@ def _sampler(session: Session, groups: Sequence[Group]) -> list[Check]:
 
 
 def _accumulation(session: Session, groups: Sequence[Group]) -> Check:
-    batch = make_batch(groups, session.method, session.recipe, reference=session.reference_of(groups))
+    batch = session.make_batch(groups)
     if batch.advantages_S is not None and not bool(batch.advantages_S.any()):
         # A batch without any signal has no gradient to compare; any weights do for this check.
         weights = torch.linspace(-1.0, 1.0, len(batch.advantages_S) or 1)
         batch = replace(batch, advantages_S=weights)
     budget = session.recipe.train.max_tokens_per_batch
     one = _gradient(session, batch, budget)
-    smallest = max(len(g.prompt.ids) + max(len(c.ids) for c in g.completions) for g in groups)
+    together = 2 if batch.pairs is not None else 1  # completions that must share a pack
+    smallest = max(len(g.prompt.ids) + sum(sorted(len(c.ids) for c in g.completions)[-together:]) for g in groups)
     many = _gradient(session, batch, smallest)
     norm = one.norm().clamp_min(1e-30)
     value = float((one - many).norm() / norm)
@@ -181,14 +229,13 @@ def certify_adapter(session: Session, groups: Sequence[Group]) -> list[Check]:
     some = sample_of(groups)
     if not session.policy.is_adapter or not some:
         return []
-    budget = session.recipe.train.max_tokens_per_batch
-    split = _flat(session.engine.score(some, budget, temperature=session.temperature))
+    split = _values(session, some)
     saved = {
         n: p.detach().clone() for n, p in session.policy.model.named_parameters() if n.endswith("base_layer.weight")
     }
     session.policy.model.merge_adapter()
     try:
-        merged = _flat(session.engine.score(some, budget, temperature=session.temperature))
+        merged = _values(session, some)
     finally:
         session.policy.model.unmerge_adapter()
         with torch.no_grad():  # adding and subtracting the update rounds; the base must come back exactly
@@ -202,6 +249,6 @@ def certify_adapter(session: Session, groups: Sequence[Group]) -> list[Check]:
             ADAPTER,
             float((split - merged).abs().max()),
             tolerance,
-            f"max |Δ log-prob| over {len(split)} tokens",
+            f"max |Δ {'score' if session.engine.scoring else 'log-prob'}| over {len(split)} values",
         )
     ]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from preftune.errors import PreftuneError
 from preftune.intervals import Interval, is_binary, mean_interval, paired_difference
 from preftune.records import Group
-from preftune.train.folder import write_json
+from preftune.train.folder import write_json, write_text
+from preftune.train.preferences import Answer, measure_preferences
 
 if TYPE_CHECKING:
     from preftune.train.session import Session
@@ -29,6 +30,7 @@ class Measurement:
     split: str
     rows: Rows
     samples: tuple[Group, ...] = ()
+    answers: tuple[Answer, ...] = ()
 
     def intervals(self, others: Iterable[Measurement] = ()) -> dict[str, Interval]:
         """Mean of each metric with its 95 % interval, over the rows where it applies.
@@ -54,6 +56,9 @@ class Measurement:
         write_json(
             folder / f"{self.split}-{self.step}.json", {"step": self.step, "split": self.split, "rows": self.rows}
         )
+        if self.answers:
+            lines = [json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in self.answers]
+            write_text(folder / f"answers-{self.split}-{self.step}.jsonl", "".join(lines))
 
 
 def load_measurement(folder: Path, split: str, step: int) -> Measurement | None:
@@ -85,6 +90,10 @@ def measure(session: Session, split: str, groups: Sequence[Group], step: int) ->
             rows[f"reward/{name}"] = [c.breakdown.get(name) for c in completions]
         rows["length/mean"] = [float(c.length) for c in completions]
         rows["length/truncated"] = [float(c.finish == "length") for c in completions]
+    if session.method.compares is not None:
+        session.progress.begin(f"measuring {split} at step {step}")
+        found, answers = measure_preferences(session, groups, split, step)
+        return Measurement(step, split, rows | found, samples, tuple(answers))
     if all(g.completions for g in groups):
         scored = session.engine.score(groups, session.recipe.train.max_tokens_per_batch)
         per_row = [(sum(float(t.sum()) for t in row), sum(t.numel() for t in row)) for row in scored]
@@ -97,6 +106,19 @@ def measure(session: Session, split: str, groups: Sequence[Group], step: int) ->
                     "train.precision: fp32"
                 )
     return Measurement(step, split, rows, samples)
+
+
+def save_texts(folder: Path, split: str, groups: Sequence[Group]) -> None:
+    """The texts that the lines of answers-SPLIT-STEP.jsonl speak of, once for all steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"group": g, "completion": c, "prompt": group.prompt.text, "text": one.text,
+         "margin": group.prompt.columns.get("margin")}
+        for g, group in enumerate(groups)
+        for c, one in enumerate(group.completions)
+    ]  # fmt: skip
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_text(folder / f"texts-{split}.jsonl", text)
 
 
 def difference(before: Measurement, after: Measurement) -> dict[str, Interval]:

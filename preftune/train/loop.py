@@ -20,7 +20,7 @@ from preftune.errors import CheckpointError, PreftuneError
 from preftune.recipes import dump
 from preftune.records import Group
 from preftune.train.advice import Watch
-from preftune.train.batch import Batch, LogProbs, backward, make_batch
+from preftune.train.batch import Batch, LogProbs, backward
 from preftune.train.certificate import certify_adapter, certify_start, read_checks, write_certificate
 from preftune.train.checkpoint import (
     find_weights,
@@ -33,7 +33,7 @@ from preftune.train.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from preftune.train.evaluation import Measurement, difference, load_measurement, measure, to_json
+from preftune.train.evaluation import Measurement, difference, load_measurement, measure, save_texts, to_json
 from preftune.train.folder import (
     check_same_recipe,
     clean_folder,
@@ -108,13 +108,16 @@ class _Loop:
     def __init__(self, session: Session, folder: Path) -> None:
         self.session, self.folder, self.recipe = session, folder, session.recipe
         self.origin = {**session.fingerprints(), "the model": fingerprint(session.policy.model)}
+        start = time.perf_counter()
+        session.prepare_reference()
+        once = time.perf_counter() - start
         self.interrupts = Interrupts()
         self.watch = Watch()
         self.step = 0
         self.saved_step = 0  # nothing is to be saved before the first step
         self.best: dict[str, Any] | None = None
         self.since_best = 0
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {} if session.references is None else {"reference before training": once}
         self.stopped: str | None = None
         self.pending = False  # the step is done, its validation is not
         # True where `step`, weights, optimizer and journals belong together, so that they may be saved.
@@ -182,7 +185,7 @@ class _Loop:
                 progress.begin("training", self.step)
             if self.step % self.recipe.train.checkpoint_every == 0:
                 self._save()
-            name = "reward/mean" if "reward/mean" in metrics else "loss"
+            name = next((n for n in ("reward/mean", "rewards/accuracy") if n in metrics), "loss")
             progress.tick(self.step, steps, f"{name.removesuffix('/mean')} {metrics.get(name, math.nan):.3f}")
 
     def _settle(self) -> None:
@@ -210,13 +213,12 @@ class _Loop:
         if not (self.folder / "certificate.json").exists():
             write_certificate(self.folder / "certificate.json", certify_start(session, groups), session.precision)
             clock.lap("certificate")
-        reference = session.reference_of(groups)
-        clock.lap("reference")
         old: LogProbs | None = None
-        if recipe.train.updates_per_batch > 1:
+        if recipe.train.updates_per_batch > 1 and session.method.completions == "policy":
             # Several updates: the ratio is against the policy as it was when it wrote the batch.
             old = session.engine.score(groups, recipe.train.max_tokens_per_batch, temperature=session.temperature)
-        batch = make_batch(groups, session.method, recipe, old=old, reference=reference)
+        batch = session.make_batch(groups, old)
+        clock.lap("reference")
         return _Prepared(groups, batch, extra, clock)
 
     def _update(self, step: int, prepared: _Prepared) -> dict[str, float]:
@@ -238,7 +240,7 @@ class _Loop:
                     f"step {step}: the gradient norm is {float(norm)}, so this update was not made. Lower "
                     "train.learning_rate, or use train.precision: fp32"
                 )
-            self.whole = False
+            self.whole = session.fresh = False
             session.optimizer.step()
         session.optimizer.zero_grad(set_to_none=True)
         session.policy.train_mode(False)
@@ -246,6 +248,7 @@ class _Loop:
         metrics = {name: value for name, part in parts.items() if (value := part.value()) is not None}
         metrics |= {"grad_norm": float(norm), "learning_rate": rate} | prepared.metrics
         metrics |= batch_metrics(prepared.groups, packs, session.method.completions == "policy")
+        metrics |= session.data_metrics
         prepared.clock.total("step")
         return metrics
 
@@ -277,6 +280,8 @@ class _Loop:
     def _measure_start(self) -> None:
         for split in self._splits():
             measured = self._measure(split, 0)
+            if measured.answers:
+                save_texts(self.folder / "measurements", split, self._splits()[split])
             with self.interrupts.held():
                 self._record(measured)
                 if split == "validation":
@@ -401,6 +406,7 @@ class _Loop:
                     "run's. Put it back as it was, or start a new run with --output"
                 )
         restore(restored, self.session.parameters, self.session.optimizer)
+        self.session.fresh = False
         self.step = self.saved_step = restored.step
         self.watch.load_state_dict(state["watch"])
         self.best, self.since_best, self.stopped = state["best"], state["since_best"], state["stopped"]
@@ -432,6 +438,7 @@ class _Loop:
                 before[split] = first
             known = load_measurement(self.folder / "measurements", split, chosen) if split == "validation" else None
             after[split] = known or (first if chosen == 0 and first is not None else self._measured(split, chosen))
+        session.before_saving()
         with whole_folder(self.folder / "final") as final:
             session.policy.save(final)
         self._certify_end()

@@ -6,32 +6,42 @@ import hashlib
 import math
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
-from preftune.config import Recipe, SamplingConfig, SourceConfig, TokensConfig
-from preftune.data import as_prompts, load_examples
+from preftune.config import Recipe, SamplingConfig
 from preftune.engine import Engine
-from preftune.errors import DataError, UsageError
-from preftune.methods import Method, get_method, objective
+from preftune.errors import PreftuneError, UsageError
+from preftune.methods import Method, get_method, objective, preference
 from preftune.models import Policy, load_policy
-from preftune.records import Content, Example, Group, Prompt, TokenCounts
+from preftune.models.reward import RewardModel, load_reward
+from preftune.records import Group, Prompt, TokenCounts
 from preftune.rewards import RewardSet, build_rewards
 from preftune.sampling.base import Progress as SamplingProgress
 from preftune.sampling.base import Rollout, distribution_of
 from preftune.sampling.local import LocalSampler
 from preftune.sampling.rollouts import find_rollout
 from preftune.tokens import TokenContract
-from preftune.train.batch import LogProbs
+from preftune.train.batch import Batch, LogProbs, make_batch
 from preftune.train.optim import make_optimizer
 from preftune.train.progress import Progress
+from preftune.train.reference import ReferenceStore, build_store, default_folder, live_reference
+from preftune.train.rows import (
+    balanced_weight,
+    check_vocabulary,
+    label_balance,
+    read_splits,
+    tokenise,
+    with_template,
+)
 
 
 @dataclass
@@ -44,6 +54,9 @@ class Session:
         counts: what the token contract did, by split.
         steps: optimizer steps of the whole run.
         notes: sentences for the report: fallbacks, warnings.
+        fresh: the weights are those that were loaded; with full fine-tuning the policy is its own reference till then.
+        references: the reference's log-probs of the fixed data, once `prepare_reference` has run.
+        data_metrics: facts of the training data that are logged at every step, for the advice.
     """
 
     recipe: Recipe
@@ -64,6 +77,9 @@ class Session:
     notes: list[str] = field(default_factory=list)
     sampler: LocalSampler = field(init=False)
     multi_turn: Rollout | None = None
+    fresh: bool = True
+    references: ReferenceStore | None = None
+    data_metrics: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sampler = LocalSampler(self.engine, self.contract)
@@ -84,36 +100,52 @@ class Session:
             raise UsageError(
                 f"method {method.name} needs at least one reward: give rewards: in the recipe, or rewards=[…]"
             )
-        objective(recipe.policy)  # a wrong preset is an error before anything loads
+        objective(recipe.policy)  # a wrong preset or loss is an error before anything loads
+        if method.compares is not None:
+            preference(recipe)
         with ExitStack() as opened:
             # Rewards first: a misspelt one must not cost a model's loading time.
             rewards = opened.enter_context(build_rewards(recipe.rewards, functions, base_dir or Path.cwd()))
-            loaded = {name: _read(sources, recipe, base_dir) for name, sources in _splits(recipe).items()}
-            policy = load_policy(recipe.model, seed=recipe.seed)
-            contract = TokenContract(policy.tokenizer, _with_template(recipe.tokens, base_dir), policy.generation_eos)
+            loaded = read_splits(recipe, base_dir)
+            policy = _load(recipe, method)
+            contract = TokenContract(policy.tokenizer, with_template(recipe.tokens, base_dir), policy.generation_eos)
             if recipe.tokens.chat_template is not None:
                 # The saved model must render as it was trained.
                 policy.tokenizer.chat_template = contract.template_text
-            splits, counts = _tokenise(loaded, recipe, method, contract, policy)
-            _check_vocabulary(policy, splits)
-            if method.needs_reference(recipe):
+            splits, counts, notes = tokenise(loaded, recipe, method, contract, policy)
+            check_vocabulary(policy, splits)
+            data_metrics: dict[str, float] = {}
+            if method.compares == "labels":
+                recipe, data_metrics["kto/balance"] = _balanced(recipe, splits["train"], notes)
+            live = method.completions == "policy" or recipe.train.reference_logprobs == "live"
+            if method.needs_reference(recipe) and live:
                 policy.keep_reference()
             bf16 = _bf16(recipe, policy)
             engine = Engine(policy, mode=recipe.model.attention, bf16=bf16)
-            facts = {
-                name: {"content_hash": value[1], "origins": value[2], "skipped": value[3]}
-                for name, value in loaded.items()
-            }
+            facts = {name: rows.facts for name, rows in loaded.items()}
             parameters = policy.trainable()
             session = cls(
                 recipe, method, policy, engine, contract, rewards, make_optimizer(parameters, recipe.train), parameters,
                 splits["train"], splits["validation"], splits["test"], counts, facts,
                 _steps(recipe, len(splits["train"])), progress,
-                multi_turn=find_rollout(recipe.sampling, contract, base_dir),
+                notes=notes, data_metrics=data_metrics, multi_turn=find_rollout(recipe.sampling, contract, base_dir),
             )  # fmt: skip
             session._note()
             opened.pop_all()
             return session
+
+    def before_saving(self) -> None:
+        """What the saved model carries besides weights: a reward model's scale, where the recipe asks for it."""
+        if not self.recipe.train.normalize or not isinstance(self.policy, RewardModel):
+            return
+        rated = self.engine.rate(self.train, self.recipe.train.max_tokens_per_batch)
+        scores = [score for row in rated for score in row]
+        mean, spread = fmean(scores), pstdev(scores)
+        if not spread > 0.0:
+            self.notes.append("train.normalize: all training scores are equal, so no scale was recorded")
+            return
+        self.policy.set_normalization(mean, spread)
+        self.notes.append(f"normalised to the training scores: mean {mean:.4g}, standard deviation {spread:.4g}")
 
     def close(self) -> None:
         """End worker processes."""
@@ -210,12 +242,67 @@ class Session:
             self.sampler, prompts, n, settings, seed=seed, policy_version=policy_version, temperature=temperature
         )
 
+    def prepare_reference(self) -> None:
+        """On a fixed data set: get the reference's log-probs of everything that the run will ask for. Before any
+        weight changes, a checkpoint's included."""
+        recipe = self.recipe
+        fixed = self.method.completions == "data" and recipe.train.reference_logprobs == "cached"
+        if not fixed or not self.method.needs_reference(recipe):
+            return
+        folder = recipe.train.reference_cache
+        self.progress.begin("scoring with the reference")
+        self.references, said = build_store(
+            self.engine,
+            self._all_groups(),
+            Path(folder).expanduser() if folder else default_folder(),
+            recipe.train.max_tokens_per_batch,
+            self.progress.tick,
+        )
+        self.notes.append(said)
+
+    def _all_groups(self) -> Iterator[Group]:
+        for step in range(1, self.steps + 1):
+            groups = self.batch_of(step)
+            yield from groups
+            yield from self._contrast(groups)
+        yield from self.validation
+        yield from self.test
+
+    @property
+    def at_reference(self) -> bool:
+        """Whether the policy's weights act as the reference's do: nothing is trained yet, and no adapter lies on top."""
+        config = self.policy.config
+        return self.fresh and not (config.on_adapter == "continue" and config.reference == "base")
+
+    def _contrast(self, groups: Sequence[Group]) -> list[Group]:
+        return [] if self.method.contrast is None else self.method.contrast(groups)
+
     def reference_of(self, groups: Sequence[Group]) -> LogProbs | None:
         """The reference's log-probs, where the method compares with it."""
         if not self.method.needs_reference(self.recipe):
             return None
-        return self.engine.score(
-            groups, self.recipe.train.max_tokens_per_batch, temperature=self.temperature, reference=True
+        known = None if self.references is None else self.references.of(groups)
+        if known is not None:
+            return known
+        if not self.fresh and not self.policy.is_adapter and self.policy.frozen is None:
+            raise PreftuneError(
+                "the reference's log-probs of some rows are asked for, but they were not computed before training; set "
+                "train.reference_logprobs: live and begin a new run"
+            )
+        budget = self.recipe.train.max_tokens_per_batch
+        return live_reference(self.engine, groups, budget, self.temperature)
+
+    def make_batch(self, groups: Sequence[Group], old: LogProbs | None = None) -> Batch:
+        """Everything that the loss reads of these groups, as one optimizer batch."""
+        contrast = self._contrast(groups)
+        return make_batch(
+            groups,
+            self.method,
+            self.recipe,
+            old=old,
+            reference=self.reference_of(groups),
+            contrast=contrast,
+            contrast_reference=self.reference_of(contrast) if contrast else None,
         )
 
 
@@ -228,77 +315,24 @@ def seed_everything(seed: int, step: int) -> None:
     torch.manual_seed(mixed % 2**63)
 
 
-_Rows = tuple[list[Example], str, list[str], int]
+def _load(recipe: Recipe, method: Method) -> Policy:
+    if method.reads == "scores":
+        return load_reward(recipe.model, seed=recipe.seed)
+    return load_policy(recipe.model, seed=recipe.seed, needs_reference=method.needs_reference(recipe))
 
 
-def _splits(recipe: Recipe) -> dict[str, list[SourceConfig]]:
-    return {"train": recipe.data, "validation": recipe.eval.data, "test": recipe.eval.test}
-
-
-def _content(row: Example) -> tuple[Content, tuple[Content, ...]]:
-    return row.prompt, row.completions
-
-
-def _with_template(config: TokensConfig, base_dir: Path | None) -> TokensConfig:
-    """A relative .jinja file is looked up beside the recipe first, as data files are."""
-    name = config.chat_template
-    if base_dir is None or name is None or not name.endswith(".jinja") or not (base_dir / name).is_file():
-        return config
-    return config.model_copy(update={"chat_template": str(base_dir / name)})
-
-
-def _read(sources: Sequence[SourceConfig], recipe: Recipe, base_dir: Path | None) -> _Rows:
-    if not sources:
-        return [], "", [], 0
-    loaded = load_examples(sources, seed=recipe.seed, base_dir=base_dir)
-    return list(loaded.examples), loaded.content_hash, list(loaded.origins), loaded.skipped
-
-
-def _tokenise(
-    loaded: dict[str, _Rows], recipe: Recipe, method: Method, contract: TokenContract, policy: Policy
-) -> tuple[dict[str, list[Group]], dict[str, TokenCounts]]:
-    examples = {name: rows[0] for name, rows in loaded.items()}
-    if recipe.eval.holdout and not examples["validation"]:
-        # A row that its source's weight repeats, or that stands in the data twice, is one row: never on both sides.
-        rows = list({_content(row): row for row in reversed(examples["train"])}.values())[::-1]
-        if recipe.eval.holdout >= len(rows):
-            raise DataError(
-                f"eval.holdout {recipe.eval.holdout} leaves no training row: the data has {len(rows)} different ones"
-            )
-        order = list(range(len(rows)))
-        random.Random(f"{recipe.seed}/holdout").shuffle(order)
-        held = {_content(rows[i]) for i in order[: recipe.eval.holdout]}
-        examples["validation"] = [row for row in rows if _content(row) in held]
-        examples["train"] = [row for row in examples["train"] if _content(row) not in held]
-    splits: dict[str, list[Group]] = {}
-    counts: dict[str, TokenCounts] = {}
-    for name, rows in examples.items():
-        if name != "train" and recipe.eval.limit is not None:
-            rows = rows[: recipe.eval.limit]
-        if not rows:
-            splits[name] = []
-            continue
-        from_data = method.completions == "data"
-        splits[name], counts[name] = contract.prepare(
-            rows if from_data else as_prompts(rows), with_completions=from_data,
-            context_length=policy.context_length, max_new_tokens=recipe.sampling.max_tokens,
-        )  # fmt: skip
-    return splits, counts
-
-
-def _check_vocabulary(policy: Policy, splits: dict[str, list[Group]]) -> None:
-    """A tokenizer that knows more ids than the model has rows would fail inside the embedding, without a name."""
-    rows = policy.base.get_input_embeddings().weight.shape[0]
-    for groups in splits.values():
-        for group in groups:
-            highest = max(
-                (max(ids, default=0) for ids in (group.prompt.ids, *(c.ids for c in group.completions))), default=0
-            )
-            if highest >= rows:
-                raise DataError(
-                    f"{group.prompt.where}: token id {highest} is outside the model's {rows} embeddings; "
-                    "the tokenizer does not belong to this model"
-                )
+def _balanced(recipe: Recipe, groups: Sequence[Group], notes: list[str]) -> tuple[Recipe, float]:
+    """The recipe with λ_D as a number, and λ_D·n_D / (λ_U·n_U). The notes get it in words."""
+    good, bad = label_balance(groups, recipe.loss.label_threshold)
+    loss = recipe.loss
+    weight = loss.desirable_weight
+    if weight == "auto":
+        weight = balanced_weight(good, bad, loss.undesirable_weight)
+    notes.append(
+        f"{good} desirable and {bad} undesirable completions; λ_D {weight:.3g}, λ_U {loss.undesirable_weight:.3g}"
+    )
+    balance = weight * good / (loss.undesirable_weight * bad) if bad else math.inf
+    return recipe.model_copy(update={"loss": loss.model_copy(update={"desirable_weight": weight})}), balance
 
 
 def _bf16(recipe: Recipe, policy: Policy) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from preftune import __version__
-from preftune.cli.init import template
+from preftune.cli.init import template, unread
 from preftune.cli.main import main
 from preftune.config import Recipe
 from preftune.errors import DataError, RewardError
@@ -97,24 +97,71 @@ def test_init_prints_a_recipe_that_resolves(method: str, capsys: pytest.CaptureF
     assert [reward.name for reward in stage.rewards] == (["accuracy"] if METHODS[method].scored else [])
 
 
+def _shows(text: str, key: str) -> bool:
+    return re.search(rf"^\s*(# )?\s*(- )?{re.escape(key)}:", text, re.M) is not None
+
+
 @pytest.mark.parametrize("method", list(METHODS))
-def test_init_shows_every_field_and_its_default(method: str) -> None:
+def test_init_shows_every_field_that_the_method_reads_and_its_default(method: str) -> None:
     text = template(method)
+    left_out = unread(METHODS[method])
     for leaf in leaves(Recipe):
-        assert re.search(rf"^\s*(# )?\s*(- )?{re.escape(leaf.path[-1])}:", text, re.M), leaf.name
-        assert str(leaf.info.description) in text, leaf.name
+        if not any(leaf.name == name or leaf.name.startswith(f"{name}.") for name in left_out):
+            assert _shows(text, leaf.path[-1]), leaf.name
+            assert str(leaf.info.description) in text, leaf.name
     # with every comment sign of a setting taken away it is still a recipe, and only the blocks shown as examples differ
-    lines = text.splitlines()[4:]
+    lines = text[text.index("\nmethod:") :].splitlines()
     open_text = "\n".join(re.sub(r"^(\s*)# ", r"\1", line) for line in lines)
     (opened,) = resolve(parse(open_text, "init")[0]).stages
     (plain,) = resolve(parse(text, "init")[0]).stages
     assert opened.model.lora is not None and opened.model.lora.r == 32
     assert opened.data[0].columns["answer"].source == "answer"
-    for section in ("tokens", "sampling", "policy", "train", "eval", "log"):
+    for section in ("tokens", "sampling", "policy", "loss", "train", "eval", "log"):
         assert getattr(opened, section) == getattr(plain, section), section
         assert getattr(plain, section) == type(getattr(plain, section)).model_validate(
             {"steps": 100} if section == "train" else {}
         )
+
+
+@pytest.mark.parametrize(
+    ("method", "there", "left_out"),
+    [
+        ("sft", "label_threshold", "policy preset group_size normalize reference_cache reference beta"),
+        ("grpo", "policy preset group_size reference", "loss normalize reference_logprobs"),
+        (
+            "dpo",
+            "loss name beta odds_weight pairs reference reference_cache",
+            "policy center desirable_weight normalize",
+        ),
+        (
+            "kto",
+            "beta desirable_weight label_threshold reference reference_logprobs",
+            "policy pairs odds_weight center",
+        ),
+        (
+            "reward",
+            "center margin pairs normalize",
+            "policy sampling rewards temperature beta reference_cache reference",
+        ),
+    ],
+)
+def test_init_leaves_out_what_the_method_does_not_read(method: str, there: str, left_out: str) -> None:
+    text = template(method)
+    assert [key for key in there.split() if not _shows(text, key)] == []
+    assert [key for key in left_out.split() if _shows(text, key)] == []
+
+
+@pytest.mark.parametrize(("method", "keys"), [("dpo", ("chosen", "rejected")), ("kto", ("completion", "label"))])
+def test_init_says_what_a_row_is(method: str, keys: tuple[str, ...]) -> None:
+    (line,) = [line for line in template(method).splitlines() if line.startswith("# Rows:")]
+    assert all(f'"{key}":' in line for key in keys)
+
+
+@pytest.mark.parametrize("field", [name for method in METHODS.values() for name in unread(method)])
+def test_what_init_leaves_out_is_a_field(field: str) -> None:
+    model: Any = Recipe
+    for part in field.split("."):
+        model = model.model_fields[part].annotation
 
 
 @pytest.mark.parametrize(

@@ -34,14 +34,28 @@ FREE_VALUES = {
     "eval.test": "[{path: t.jsonl}]",
     "model.lora": "{r: 5}",
     "log.sinks": "[wandb]",
+    "loss.name": "ipo",
+    "loss.desirable_weight": "auto",
+    "loss.label_smoothing": "0.2",
 }
 """Values for fields whose text is bound by more than their type."""
 
 
+READ_BY = {
+    "loss.margin": "reward", "loss.center": "reward", "train.normalize": "reward", "loss.desirable_weight": "kto",
+    "loss.undesirable_weight": "kto", "loss.label_threshold": "kto", "train.reference_logprobs": "dpo",
+    "train.reference_cache": "dpo",
+}  # fmt: skip
+"""The method that reads a field; grpo reads the others, and dpo those of the loss."""
+
+
 def _companions(leaf: Leaf) -> list[str]:
     """Flags without which the field would be refused: as unread, or for want of a neighbour."""
-    flags = [] if leaf.name == "method" else ["--method=grpo"]
-    flags += [flag for flag in BASE if not flag.startswith((f"--{leaf.name}=", f"--{leaf.name}."))]
+    method = READ_BY.get(leaf.name, "dpo" if leaf.path[0] == "loss" else "grpo")
+    flags = [] if leaf.name == "method" else [f"--method={method}"]
+    base = BASE if method != "reward" else [flag for flag in BASE if "rewards" not in flag]
+    flags += [flag for flag in base if not flag.startswith((f"--{leaf.name}=", f"--{leaf.name}."))]
+    flags += {"loss.gamma_ratio": ["--loss.name=simpo"], "loss.odds_weight": ["--loss.name=orpo"]}.get(leaf.name, [])
     if leaf.name in {"eval.every", "eval.best", "eval.patience"}:
         flags += ["--eval.holdout=5", *(["--eval.every=2"] if leaf.name == "eval.patience" else [])]
     if leaf.path[:2] in {("eval", "data"), ("eval", "test")} and len(leaf.path) > 2 and leaf.path[2] != "path":

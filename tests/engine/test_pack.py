@@ -270,3 +270,36 @@ def test_masked_spans_are_context() -> None:
     torch.testing.assert_close(values[0, 0], values[0, 1][kept], atol=2e-6, rtol=0)
     torch.testing.assert_close(values[0, 0][:2], values[0, 2][:2], atol=2e-6, rtol=0)
     assert float((values[0, 0][2:] - values[0, 2][2:]).detach().abs().min()) > 1e-4
+
+
+def _group(prompt: int, lengths: list[int], where: str = "pairs.jsonl:3") -> Group:
+    """A group whose ids tell where each token came from: 1000 × (completion + 1) + place."""
+    rows = [tuple(1000 * (c + 1) + t for t in range(n)) for c, n in enumerate(lengths)]
+    return Group(
+        Prompt(tuple(range(1, prompt + 1)), "", where=where), tuple(Completion(r, (True,) * len(r)) for r in rows)
+    )
+
+
+def test_pairs_stay_whole_when_a_group_is_split() -> None:
+    # prompt 4; inputs of 6, 6, 6 and 2 tokens (the last token of each completion is no input)
+    group = _group(4, [7, 7, 7, 3])
+    pairs = [(0, 1), (0, 2), (0, 3)]
+    (whole,) = pack([group], 24, pairs=[pairs])
+    assert whole.members == ((0, 0), (0, 1), (0, 2), (0, 3))
+    assert whole.tokens == 4 + 6 + 6 + 6 + 2
+    # 18 tokens hold the prompt, completion 0 and one or two others; completion 0 is fed again with each part
+    parts = pack([group], 18, pairs=[pairs])
+    held = sorted(tuple(c for _, c in part.members) for part in parts)
+    assert held == [(0, 1), (0, 2, 3)]
+    assert {part.tokens for part in parts} == {4 + 6 + 6, 4 + 6 + 6 + 2}
+
+
+def test_completions_of_no_pair_are_not_fed() -> None:
+    (packed,) = pack([_group(2, [3, 3, 3]), _group(5, [4, 4])], 100, pairs=[[(2, 0)], []])
+    assert packed.members == ((0, 0), (0, 2))
+    assert packed.tokens == 2 + 2 + 2
+
+
+def test_a_pair_over_the_budget_is_named() -> None:
+    with pytest.raises(DataError, match=r"pairs.jsonl:3: prompt \(4\) and the two completions of a pair \(6 and 8\)"):
+        pack([_group(4, [7, 9])], 17, pairs=[[(0, 1)]])

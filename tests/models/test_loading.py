@@ -285,7 +285,8 @@ def test_reference_of_full_fine_tuning_stays_frozen(base: Path) -> None:
 def test_continue_trains_the_same_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
     want = logits(PeftModel.from_pretrained(zoo.tiny_model("llama"), adapter))
     for lora in (None, LORA):
-        policy = load_policy(ModelConfig(path=str(adapter), on_adapter="continue", lora=lora))
+        config = ModelConfig(path=str(adapter), on_adapter="continue", reference="base", lora=lora)
+        policy = load_policy(config, needs_reference=True)
         assert torch.equal(logits(policy.model), want)
         assert "continued; the reference is the bare base" in policy.lineage
         assert list(policy.model.peft_config) == ["default"]

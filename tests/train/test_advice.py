@@ -12,7 +12,9 @@ import pytest
 from pydantic import BaseModel
 
 from preftune.config import Recipe
-from preftune.train.advice import CLEAR, COLLAPSE_STOP, COLLAPSE_WARN, RULES, Advice, Watch
+from preftune.train.advice import CLEAR, RULES, WATCHED, Advice, Watch
+from preftune.train.advice_fixed import FLAT, SATURATED
+from preftune.train.advice_rules import COLLAPSE_STOP, COLLAPSE_WARN, WINDOW
 
 
 def feed(watch: Watch, lines: Iterable[Mapping[str, float]], start: int = 1) -> list[Advice]:
@@ -169,15 +171,6 @@ def test_loss_not_falling() -> None:
     assert feed(Watch(), [{"nll": 0.01}] * 100) == []
 
 
-def test_chosen_and_rejected_both_fall() -> None:
-    both = [{"logprobs/chosen": -100.0 - i, "logprobs/rejected": -120.0 - 2 * i} for i in range(40)]
-    said = feed(Watch(), both)
-    assert len(said) == 1
-    assert "chosen -104 to" in said[0].saw
-    margin = [{"logprobs/chosen": -100.0 + 0.1 * i, "logprobs/rejected": -120.0 - 2 * i} for i in range(40)]
-    assert feed(Watch(), margin) == []
-
-
 def test_kl_jump_is_seen_under_the_absolute_limit() -> None:
     said = feed(Watch(), [{"kl": 0.01}] * 20 + [{"kl": 0.4}] * 5)
     assert [a.step for a in said] == [23]
@@ -208,13 +201,277 @@ def test_a_resumed_watch_says_the_same() -> None:
         assert second.state_dict() == whole.state_dict()
 
 
+# --- fixed data: preferences, labels, reward models ---------------------------------------------------------------
+
+
+def preferring(
+    step: int, steps: int, rng: random.Random, *, raises: bool, beta: float = 0.1, pairs: int = 8
+) -> dict[str, float]:
+    """A DPO run that learns: 200-token answers, whose likelihood under the reference differs from batch to batch.
+
+    The chosen side rises a little, or falls a little as in most runs.
+    """
+    done = step / steps
+    chosen, rejected = (5.0 if raises else -5.0) * done, -30.0 * done  # log π/π₀ in nats
+    noise = 1 / math.sqrt(pairs)
+    length = 200 * (1 + 0.4 * noise * rng.gauss(0, 1))
+    level = -1.0 + 0.3 * noise * rng.gauss(0, 1)
+    margin = beta * (chosen - rejected) + 0.1 * rng.gauss(0, 1)
+    accuracy = min(1.0, max(0.0, 1 / (1 + math.exp(-2 * margin)) + 0.3 * noise * rng.gauss(0, 1)))
+    return {
+        "loss": math.log(1 + math.exp(-margin)),
+        "grad_norm": math.exp(rng.gauss(0, 0.3)),
+        "nll": -level - chosen / length,
+        "rewards/chosen": beta * chosen,
+        "rewards/rejected": beta * rejected,
+        "rewards/margin": margin,
+        "rewards/accuracy": accuracy,
+        "rewards/accuracy_longer": min(1.0, accuracy + 0.2 * rng.random()),
+        "rewards/accuracy_shorter": max(0.0, accuracy - 0.2 * rng.random()),
+        "logprobs/chosen": level * length + chosen,
+        "logprobs/rejected": (level - 0.1 * noise * rng.gauss(0, 1)) * length + rejected,
+        "length/chosen": length,
+        "length/rejected": length,
+    }
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("steps", [60, 400])
+def test_healthy_preference_runs_hear_nothing(seed: int, steps: int) -> None:
+    rng = random.Random(seed)
+    lines = [preferring(step, steps, rng, raises=seed % 2 == 0) for step in range(1, steps + 1)]
+    assert feed(Watch(), lines) == []
+    # KTO logs as much, and z: sums over whole completions, above 1 in health, and at its floor now and then.
+    labels = [
+        {**line, "kl": max(0.0, raw), "kl/raw": raw, "kto/balance": 1.2}
+        for i, line in enumerate(lines)
+        for raw in [0.05 * i + rng.gauss(0, 2)]
+    ]
+    assert feed(Watch(), labels) == []
+    # A reward model's scores part to both sides of 0.
+    heads = [
+        {
+            **{name: value for name, value in line.items() if not name.startswith(("logprobs", "nll"))},
+            "rewards/chosen": line["rewards/margin"] / 2 + 0.5,
+            "rewards/rejected": -line["rewards/margin"] / 2 + 0.5,
+        }
+        for line in lines
+    ]
+    assert feed(Watch(), heads) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("beta", "spoken"), [(0.1, 0), (0.5, 0), (2.0, 1)])
+def test_beta_too_large_is_told_by_rewards_that_grow_without_the_log_probs(beta: float, spoken: int, seed: int) -> None:
+    """h = log π/π₀ of chosen − rejected grows to 4/β, where the loss is content. β itself is nowhere in the metrics."""
+    rng = random.Random(seed)
+    lines = []
+    for step in range(1, 121):
+        apart = 4 / beta * step / 120
+        level = -20 + rng.gauss(0, 0.2)  # short answers, one style
+        lines.append({
+            "rewards/chosen": beta * apart / 2, "rewards/rejected": -beta * apart / 2,
+            "logprobs/chosen": level + apart / 2, "logprobs/rejected": level - apart / 2,
+        })  # fmt: skip
+    said = feed(Watch(), lines)
+    assert len(said) == spoken
+    if spoken:
+        assert "the log-probs of chosen and rejected answers moved apart by" in said[0].saw
+        assert said[0].change.startswith("lower `loss.beta`")
+
+
+def test_rewards_without_a_reference_are_no_large_beta() -> None:
+    """cpo's rewards are β·log π: they start where the log-probs are, and only their growth counts."""
+    lines = [
+        {
+            "rewards/chosen": 0.1 * (-100 + 0.3 * i), "rewards/rejected": 0.1 * (-140 - 0.3 * i),
+            "logprobs/chosen": -100 + 0.3 * i, "logprobs/rejected": -140 - 0.3 * i,
+        }
+        for i in range(100)
+    ]  # fmt: skip
+    assert feed(Watch(), lines) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fall_inside_the_noise_of_batches_is_none(seed: int) -> None:
+    """Texts of another batch are a third likelier or less likely per token: no run of means is a fall."""
+    rng = random.Random(seed)
+    levels = [-1.0 + 0.2 * rng.gauss(0, 1) for _ in range(400)]
+    lines = [
+        {"logprobs/chosen": 100 * v, "logprobs/rejected": 100 * v, "length/chosen": 100.0, "length/rejected": 100.0}
+        for v in levels
+    ]
+    assert feed(Watch(), lines) == []
+    assert (
+        len(
+            feed(
+                Watch(),
+                [
+                    {**line, **{k: v - 60 * min(1, i / 60) for k, v in line.items() if "logprobs" in k}}
+                    for i, line in enumerate(lines)
+                ],
+            )
+        )
+        == 1
+    )
+
+
+def falling(chosen: float, rejected: float, steps: int = 40) -> list[dict[str, float]]:
+    """100-token answers whose log-probs, 1 nat per token at first, lose so much per token and step."""
+    return [
+        {
+            "logprobs/chosen": -100 - 100 * chosen * i, "logprobs/rejected": -100 - 100 * rejected * i,
+            "length/chosen": 100.0, "length/rejected": 100.0,
+        }
+        for i in range(steps)
+    ]  # fmt: skip
+
+
+def test_chosen_and_rejected_both_fall() -> None:
+    # Ten-step means: chosen -1.09 at first, 0.02 less with each step, so more than a tenth less from step 16 on.
+    said = feed(Watch(), falling(0.02, 0.04))
+    assert [a.step for a in said] == [20]
+    assert "chosen -1.09 to -1.29, rejected -1.18 to -1.58" in said[0].saw
+    assert "`loss.sft_weight`" in said[0].change and "apo-zero" in said[0].change
+    assert feed(Watch(), falling(-0.01, 0.02)) == []
+    assert feed(Watch(), falling(0.001, 0.02)) == []  # a little of it is usual
+    for rewards in ((0.1, -1.0), (-0.5, -1.0)):  # beside a reference: only less likely than under it
+        sides = dict(zip(("rewards/chosen", "rewards/rejected"), rewards, strict=True))
+        assert len(feed(Watch(), [{**line, **sides} for line in falling(0.01, 0.02)])) == (rewards[0] < 0)
+    kto = feed(Watch(), [{**line, "kl": 0.1, "kl/raw": 0.1} for line in falling(0.01, 0.02)])
+    assert "`loss.desirable_weight`" in kto[0].change and "sft_weight" not in kto[0].change
+
+
+def test_longer_answers_are_no_fall() -> None:
+    """Twice the length has half the log-prob, and nothing was unlearned."""
+    lines = [
+        {f"{kind}/{side}": sign * 100.0 * (1 + i / 20) for side in ("chosen", "rejected")
+         for kind, sign in (("logprobs", -1), ("length", 1))}
+        for i in range(60)
+    ]  # fmt: skip
+    assert feed(Watch(), lines) == []
+
+
+def test_beta_too_small_lets_the_policy_go_far() -> None:
+    said = feed(Watch(), falling(0.05, -0.01, steps=60))  # the chosen side alone, 3 nats per token in the end
+    assert len(said) == 1
+    assert "The chosen answers lost" in said[0].saw and "`loss.beta`" in said[0].change
+    # the means of ten steps are a nat per token apart 20 steps after the first ten, and for ten steps
+    assert said[0].step == 10 + 20 + 9
+
+
+def test_loss_above_its_start() -> None:
+    rising = [{"loss": 0.7 + 0.02 * i, "rewards/chosen": 0.0, "logprobs/chosen": -1.0} for i in range(60)]
+    (said,) = feed(Watch(), rising)
+    # ten-step means: 0.79 at first, and 1.5 times that 20 steps on
+    assert said.step == 10 + 20 + 9
+    assert "0.79 in the first 10 steps" in said.saw and "`loss.beta`" in said.change
+    (head,) = feed(Watch(), [{"loss": line["loss"], "rewards/chosen": 0.0} for line in rising])
+    assert "beta" not in head.change
+    assert feed(Watch(), [{"loss": line["loss"]} for line in rising]) == []  # a policy gradient's loss says nothing
+
+
+def test_pairs_in_chance_order() -> None:
+    line = {"rewards/accuracy": 0.5, "rewards/margin": 0.003, "logprobs/chosen": -10.0}
+    (said,) = feed(Watch(), [line] * 200)
+    assert said.step == WINDOW - 1 + FLAT
+    assert "50% of them are right and the mean margin is 0.003" in said.saw
+    assert "`loss.beta`" in said.change
+    assert feed(Watch(), [line] * (WINDOW + FLAT - 2)) == []
+    learning = [{**line, "rewards/accuracy": 0.5 + 0.1 * min(1, i / 100)} for i in range(400)]  # 60 % is little
+    assert feed(Watch(), learning) == []
+    (head,) = feed(Watch(), [{"rewards/accuracy": 0.5}] * 200)
+    assert "beta" not in head.change
+
+
+def test_saturated_accuracy() -> None:
+    start = [{"rewards/accuracy": 0.6, "loss": 0.69}] * 10
+    done = [{"rewards/accuracy": 1.0, "loss": 0.01}] * 100
+    (said,) = feed(Watch(), start + done)
+    # loss: the mean of ten steps is under a tenth of 0.69 once none of the first ten is left in it
+    assert said.step == 10 + 10 + SATURATED - 1
+    assert "100.0% are in order and the loss is 0.01 (at first 0.69)" in said.saw
+    assert feed(Watch(), start + [{"rewards/accuracy": 0.97, "loss": 0.01}] * 100) == []
+    # conservative DPO keeps a loss: it asks for a margin, not for ever more of it
+    assert feed(Watch(), start + [{"rewards/accuracy": 1.0, "loss": 0.33}] * 100) == []
+
+
+def test_margin_that_follows_length_alone() -> None:
+    """80 % of the pairs have a longer better answer: who always prefers the longer one is right in 80 %."""
+    line = {"rewards/accuracy": 0.8, "rewards/accuracy_longer": 1.0, "rewards/accuracy_shorter": 0.0}
+    (said,) = feed(Watch(), [{**line, "logprobs/chosen": -10.0}] * 40)
+    assert said.step == WINDOW - 1 + 20
+    assert "100% of the pairs" in said.saw and "0% where it is the shorter" in said.saw
+    assert "that is 50%, not 80%" in said.saw and "simpo" in said.change
+    (head,) = feed(Watch(), [line] * 40)
+    assert "simpo" not in head.change and "balance `data`" in head.change
+    # the other way round is the same; some length in the order is not all of it
+    swapped = {**line, "rewards/accuracy_longer": 0.0, "rewards/accuracy_shorter": 1.0}
+    assert len(feed(Watch(), [swapped] * 40)) == 1
+    partly = {"rewards/accuracy": 0.8, "rewards/accuracy_longer": 0.85, "rewards/accuracy_shorter": 0.6}
+    assert feed(Watch(), [partly] * 100) == []
+    # steps without a pair of the second kind leave it out, and are no reason to be silent
+    sparse = [{k: v for k, v in line.items() if i % 2 or "shorter" not in k} for i in range(60)]
+    assert len(feed(Watch(), sparse)) == 1
+
+
+@pytest.mark.parametrize(("ratio", "spoken"), [(0.5, 1), (0.98, 1), (1.0, 0), (1.334, 0), (1.5, 1), (9.0, 1)])
+def test_kto_balance(ratio: float, spoken: int) -> None:
+    said = feed(Watch(), [{"kto/balance": ratio}] * 30)
+    assert [a.step for a in said] == [1] * spoken
+    assert all("`loss.desirable_weight` to auto" in a.change for a in said)
+
+
+def test_kto_reference_point_at_its_floor() -> None:
+    line = {"kl": 0.0, "kl/raw": -30.0, "rewards/chosen": -0.4}
+    (said,) = feed(Watch(), [line] * 60)
+    assert said.step == WINDOW - 1 + 30
+    assert "lost 30 nats" in said.saw and "mean reward -0.4" in said.saw
+    assert feed(Watch(), [{**line, "rewards/chosen": 0.4}] * 60) == []  # the good ones rise: all is well
+    assert feed(Watch(), [{**line, "kl/raw": -2.0}] * 60) == []
+    assert feed(Watch(), [line] * 20 + [{**line, "kl": 1.0, "kl/raw": 1.0}] * 5 + [line] * 20) == []
+
+
+def test_scores_of_a_reward_model_drift() -> None:
+    line = {"rewards/chosen": 9.0, "rewards/rejected": 6.0}
+    (said,) = feed(Watch(), [line] * 60)
+    assert said.step == WINDOW - 1 + 20
+    assert "mean 9 for chosen and 6 for rejected" in said.saw and "`loss.center`" in said.change
+    assert len(feed(Watch(), [{"rewards/chosen": -5.0, "rewards/rejected": -8.0}] * 60)) == 1
+    assert feed(Watch(), [{"rewards/chosen": 6.0, "rewards/rejected": -6.0}] * 60) == []
+    assert feed(Watch(), [{"rewards/chosen": 9.0, "rewards/rejected": 1.0}] * 60) == []
+    # cpo's rewards are β·log π, below 0 by nature
+    assert feed(Watch(), [{"rewards/chosen": -9.0, "rewards/rejected": -12.0, "logprobs/chosen": -90.0}] * 60) == []
+
+
+def test_every_metric_that_a_rule_needs_is_watched() -> None:
+    """One that is not would be missing from the windows without a word; the balance of the data has no history."""
+    assert {name for rule in RULES for name in rule.needs} - set(WATCHED) == {"kto/balance"}
+
+
 def test_every_change_names_real_settings() -> None:
     """Each `section.field` in a rule's advice is a field of the recipe, so that it can be typed as it stands."""
     said = [
         a for breaking, _, _ in BROKEN.values() for a in feed(Watch(), [STEADY] * 20 + [{**STEADY, **breaking}] * 9)
     ]
     said += feed(Watch(), [{"nll": 2.0}] * 100)
-    said += feed(Watch(), [{"logprobs/chosen": -1.0 - i, "logprobs/rejected": -1.0 - i} for i in range(40)])
+    said += feed(Watch(), falling(0.01, 0.02))
+    said += feed(Watch(), falling(0.05, -0.01, steps=60))
+    said += feed(Watch(), [{"loss": 0.7 + 0.02 * i, "rewards/chosen": 0.0, "logprobs/chosen": -1.0} for i in range(60)])
+    said += feed(Watch(), [{"rewards/accuracy": 0.5, "logprobs/chosen": -1.0}] * 200)
+    said += feed(Watch(), [{"rewards/accuracy": 1.0, "loss": max(0.01, 0.7 - 0.05 * i)} for i in range(99)])
+    sides = {"rewards/accuracy_longer": 1.0, "rewards/accuracy_shorter": 0.0, "logprobs/chosen": -1.0}
+    said += feed(Watch(), [{"rewards/accuracy": 0.8, **sides}] * 40)
+    said += feed(Watch(), [{"kto/balance": 3.0, "kl": 0.0, "kl/raw": -30.0, "rewards/chosen": -0.4}] * 60)
+    said += feed(Watch(), [{"rewards/chosen": 9.0, "rewards/rejected": 6.0}] * 60)
+    apart = [(0.1 * i, -0.1 * i) for i in range(40)]
+    said += feed(
+        Watch(),
+        [
+            {f"{k}/{s}": v for k in ("rewards", "logprobs") for s, v in zip(("chosen", "rejected"), p, strict=True)}
+            for p in apart
+        ],
+    )
     said += feed(Watch(), [{"reward/mean": 1 - 0.02 * i} for i in range(60)])
     for factor in (1.03, 0.97):
         said += feed(Watch(), [{"reward/mean": 0.5, "length/mean": 100 * factor**i} for i in range(60)])

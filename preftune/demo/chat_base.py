@@ -1,0 +1,123 @@
+"""The chat demos' base model: a ChatML tokenizer and a tiny Qwen3 that has learnt to answer, mostly stiffly.
+
+It has met every topic, also those that the preference data never shows: it must know its world's words before one can
+ask how it uses them. What is held out is the preference: how to answer about them.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preftune.demo.base import random_model
+from preftune.demo.chat import Style, message, ask, off_topic, reply, write_rows
+from preftune.demo.topics import FRIENDLY, GREETINGS, QUESTIONS, STIFF, TOPICS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, UNKNOWN, START, END = "<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>"
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+FRIENDLY_SHARE = 0.15
+"""Share of friendly replies among those that the base learns from."""
+OFF_TOPIC_SHARE = 0.1
+"""Share of replies of either style that talk about something else."""
+WORD = r"[^\W\d_]+(?:'[^\W\d_]+)?"
+ROWS_PER_STEP = 64
+STEPS = 300
+
+
+def vocabulary() -> list[str]:
+    """Every piece that prompts and replies are made of: words after a space, and those that begin a text without."""
+    fills = dict.fromkeys("tab", "")
+    texts = [*GREETINGS, *QUESTIONS, *(s for style in (FRIENDLY, STIFF) for group in style for s in group)]
+    texts = [text.format(**fills) for text in texts]
+    names = [phrase for topic, details in TOPICS.items() for phrase in (topic, *details)]
+    found = (re.findall(WORD, text) for text in (*texts, *names))
+    inside = sorted({word for words in found for word in words})
+    first = sorted({re.findall(WORD, text)[0] for text in texts if text} | {"user", "assistant", "system"})
+    return [" ", "\n", *".,!?:", *first, *(f" {word}" for word in inside)]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with a ChatML template. It loses nothing of this world's texts; other words are unknown
+    to it."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [PAD, UNKNOWN, START, END, *vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\p{L}+(?:'\p{L}+)?|[^\p{L}]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    # transformers leaves this class untyped, so calling it is only allowed through Any.
+    wrap: Any = PreTrainedTokenizerFast
+    wrapped: PreTrainedTokenizerFast = wrap(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN,
+        additional_special_tokens=[START], clean_up_tokenization_spaces=False, chat_template=TEMPLATE,
+    )  # fmt: skip
+    return wrapped
+
+
+def conversations(seed: int) -> Iterator[dict[str, Any]]:
+    """Endless rows of what the base learns from: all topics, mostly stiff, some of it off topic."""
+    rng = random.Random(f"base/{seed}")
+    topics = sorted(TOPICS)
+    while True:
+        for topic in rng.sample(topics, len(topics)):
+            style: Style = "friendly" if rng.random() < FRIENDLY_SHARE else "stiff"
+            strays = rng.random() < OFF_TOPIC_SHARE
+            text = off_topic(rng, topic, style, topics) if strays else reply(rng, topic, style)
+            yield {"prompt": [message("user", ask(rng, topic))], "completion": [message("assistant", text)]}
+
+
+def base_recipe(folder: Path, seed: int, steps: int) -> dict[str, Any]:
+    """The recipe that trains the base: plain SFT."""
+    return {
+        "name": "base",
+        "output": str(folder / "run"),
+        "seed": seed,
+        "method": "sft",
+        "model": {"path": str(folder / "random")},
+        "data": [{"path": str(folder / "conversations.jsonl")}],
+        "train": {
+            "steps": steps,
+            "batch_size": ROWS_PER_STEP,
+            "learning_rate": 3e-3,
+            "warmup": 0.06,
+            "weight_decay": 0.01,
+            "adam_beta2": 0.98,
+            "checkpoint_every": 10_000,
+        },
+        "log": {"sinks": []},
+    }
+
+
+def build_base(folder: Path, seed: int, steps: int = STEPS) -> Path:
+    """Make the base model; its folder is a standard model folder.
+
+    Args:
+        folder: where data, runs and model go; made if absent.
+        seed: fixes weights, data and training.
+        steps: optimizer steps of SFT.
+    """
+    import transformers
+
+    from preftune.pipeline import run_pipeline
+    from preftune.recipes import resolve
+
+    quiet: Any = transformers.utils.logging.disable_progress_bar
+    quiet()  # a run has its own
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    random_model(tokenizer, seed).save_pretrained(folder / "random")
+    tokenizer.save_pretrained(folder / "random")
+    write_rows(folder / "conversations.jsonl", islice(conversations(seed), ROWS_PER_STEP * steps))
+    run_pipeline(resolve(base_recipe(folder, seed, steps)))
+    return folder / "run" / "final"

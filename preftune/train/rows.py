@@ -1,0 +1,178 @@
+"""From a recipe's sources to the groups a run trains and measures on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from preftune.config import Recipe, SourceConfig, TokensConfig
+from preftune.data import as_prompts, best_of, load_examples
+from preftune.errors import DataError
+from preftune.methods import Method
+from preftune.models import Policy
+from preftune.records import Content, Example, Group, TokenCounts
+from preftune.tokens import TokenContract
+
+Splits = dict[str, list[Group]]
+"""train, validation and test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one split as loaded, before any tokenizer."""
+
+    examples: list[Example]
+    content_hash: str = ""
+    origins: tuple[str, ...] = ()
+    skipped: int = 0
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return {"content_hash": self.content_hash, "origins": list(self.origins), "skipped": self.skipped}
+
+
+def read_splits(recipe: Recipe, base_dir: Path | None) -> dict[str, Rows]:
+    """Load every source of the recipe. Raises DataError as `load_examples` does."""
+    sources = {"train": recipe.data, "validation": recipe.eval.data, "test": recipe.eval.test}
+    return {name: _read(some, recipe, base_dir) for name, some in sources.items()}
+
+
+def _read(sources: Sequence[SourceConfig], recipe: Recipe, base_dir: Path | None) -> Rows:
+    if not sources:
+        return Rows([])
+    loaded = load_examples(sources, seed=recipe.seed, base_dir=base_dir)
+    return Rows(list(loaded.examples), loaded.content_hash, tuple(loaded.origins), loaded.skipped)
+
+
+def with_template(config: TokensConfig, base_dir: Path | None) -> TokensConfig:
+    """A relative .jinja file is looked up beside the recipe first, as data files are."""
+    name = config.chat_template
+    if base_dir is None or name is None or not name.endswith(".jinja") or not (base_dir / name).is_file():
+        return config
+    return config.model_copy(update={"chat_template": str(base_dir / name)})
+
+
+def tokenise(
+    loaded: dict[str, Rows], recipe: Recipe, method: Method, contract: TokenContract, policy: Policy
+) -> tuple[Splits, dict[str, TokenCounts], list[str]]:
+    """Cut off the held-out rows, choose what the method uses of each row, and tokenise.
+
+    Returns:
+        The splits, what the token contract did to each, and sentences about rows that the method can't use.
+
+    Raises:
+        DataError: rows that the method can't use at all, or as the token contract raises.
+    """
+    examples = {name: rows.examples for name, rows in loaded.items()}
+    if recipe.eval.holdout and not examples["validation"]:
+        examples["train"], examples["validation"] = _hold_out(examples["train"], recipe, method)
+    splits: Splits = {}
+    counts: dict[str, TokenCounts] = {}
+    notes: list[str] = []
+    for name, rows in examples.items():
+        if name != "train" and recipe.eval.limit is not None:
+            rows = rows[: recipe.eval.limit]
+        if not rows:
+            splits[name] = []
+            continue
+        rows, said = _as_used(rows, recipe, method)
+        notes += [f"{name}: {sentence}" for sentence in said]
+        splits[name], counts[name] = contract.prepare(
+            rows, with_completions=method.completions == "data",
+            context_length=policy.context_length, max_new_tokens=recipe.sampling.max_tokens,
+        )  # fmt: skip
+    return splits, counts, notes
+
+
+def _hold_out(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list[Example], list[Example]]:
+    """Training rows and held-out ones. A row that its source's weight repeats, or that stands in the data twice, is one
+    row: never on both sides. With preferences and labels neither is a prompt, which may have several rows."""
+
+    def content(row: Example) -> tuple[Content, tuple[Content, ...]]:
+        return row.prompt, () if method.compares else row.completions
+
+    different = list({content(row): None for row in reversed(rows)})[::-1]
+    held_out = recipe.eval.holdout
+    if held_out >= len(different):
+        what = "prompts" if method.compares else "ones"
+        raise DataError(
+            f"eval.holdout {held_out} leaves no training row: the data has {len(different)} different {what}"
+        )
+    order = list(range(len(different)))
+    random.Random(f"{recipe.seed}/holdout").shuffle(order)
+    held = {different[i] for i in order[:held_out]}
+    distinct = list({(row.prompt, row.completions): row for row in reversed(rows)}.values())[::-1]
+    return [row for row in rows if content(row) not in held], [row for row in distinct if content(row) in held]
+
+
+def _as_used(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list[Example], list[str]]:
+    """Each row as the method uses it, and what was left out, in words."""
+    if method.completions == "policy":
+        return as_prompts(rows), []
+    if method.compares is None:
+        # A row's only completion may be marked as bad; of several, the best is what there is to imitate.
+        limit = recipe.loss.label_threshold
+        good = [row for row in rows if len(row.scores) != 1 or row.scores[0] >= limit]
+        if not good:
+            raise DataError(f"{rows[0].where}: no row has a completion to imitate: all are marked as undesirable")
+        dropped = len(rows) - len(good)
+        said = [f"{dropped} rows left out whose completions are marked as undesirable"] if dropped else []
+        return [best_of(row) for row in good], said
+    for row in rows:
+        if not row.scores:
+            wanted = (
+                "chosen and rejected, or responses with scores"
+                if method.compares == "pairs"
+                else "completion and label"
+            )
+            raise DataError(
+                f"{row.where}: {method.name} learns from {'preferences' if method.compares == 'pairs' else 'labels'}, "
+                f"and this row has none: it needs {wanted}; map them with data.columns or data.responses"
+            )
+    if method.compares == "labels":
+        return rows, []
+    kept = [row for row in rows if len(set(row.scores)) > 1]
+    if not kept:
+        hint = "; rows with one labelled completion each are for method kto" if len(rows[0].completions) == 1 else ""
+        raise DataError(f"{rows[0].where}: no row has two completions of different score, so there is no pair{hint}")
+    left = len(rows) - len(kept)
+    return kept, [f"{left} rows left out whose completions all have the same score"] if left else []
+
+
+def check_vocabulary(policy: Policy, splits: Splits) -> None:
+    """A tokenizer that knows more ids than the model has rows would fail inside the embedding, without a name."""
+    rows = policy.base.get_input_embeddings().weight.shape[0]
+    for groups in splits.values():
+        for group in groups:
+            highest = max(
+                (max(ids, default=0) for ids in (group.prompt.ids, *(c.ids for c in group.completions))), default=0
+            )
+            if highest >= rows:
+                raise DataError(
+                    f"{group.prompt.where}: token id {highest} is outside the model's {rows} embeddings; "
+                    "the tokenizer does not belong to this model"
+                )
+
+
+def label_balance(groups: Sequence[Group], threshold: float) -> tuple[int, int]:
+    """How many completions are desirable, and how many are not."""
+    scores = [score for group in groups for score in group.scores]
+    good = sum(score >= threshold for score in scores)
+    return good, len(scores) - good
+
+
+def balanced_weight(good: int, bad: int, undesirable_weight: float) -> float:
+    """λ_D that brings λ_D·n_D : λ_U·n_U into [1, 4/3], and 1 where it lies there already (METHODS; the KTO paper).
+
+    Raises:
+        DataError: all labels are equal.
+    """
+    if not good or not bad:
+        raise DataError(
+            f"loss.desirable_weight: auto needs both labels in the training rows, which have {good} desirable and "
+            f"{bad} undesirable completions; check the label column and loss.label_threshold"
+        )
+    fair = undesirable_weight * bad / good
+    return min(max(1.0, fair), fair * 4 / 3)
