@@ -180,7 +180,8 @@ def preference(recipe: Recipe) -> Preference:
     for field in type(given).model_fields:
         if field != "name" and field not in chosen.fields and getattr(given, field) != getattr(default, field):
             raise UsageError(
-                f"loss.{field} has no meaning with loss {name}, which reads {', '.join(sorted(chosen.fields))}; remove it"
+                f"loss.{field} has no meaning with loss {name}, which reads "
+                f"{', '.join(sorted(chosen.fields))}; remove it"
             )
     numbers = ("beta", "label_smoothing", "gamma_ratio", "odds_weight", "sft_weight", "center")
     return replace(chosen, **{n: value for n in numbers if (value := getattr(given, n)) is not None})

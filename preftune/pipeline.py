@@ -154,8 +154,10 @@ def _with_stages_resolved(recipe: Recipe, folder: Path, names: set[str]) -> Reci
         raise PreftuneError(
             f"stage {recipe.name} needs {final}, which stage {name} has not written; finish it with --resume"
         )
-    on_adapter = recipe.model.on_adapter
-    if on_adapter is not None and not (final / "adapter_config.json").exists():
-        on_adapter = None  # the stage wrote a whole model: there is nothing to continue or merge
-    model = recipe.model.model_copy(update={"path": str(final), "on_adapter": on_adapter})
+    if recipe.model.on_adapter is not None and not (final / "adapter_config.json").exists():
+        raise UsageError(
+            f"stage {recipe.name}: model.on_adapter is {recipe.model.on_adapter}, but stage {name} wrote a whole "
+            "model, not an adapter; remove the field"
+        )
+    model = recipe.model.model_copy(update={"path": str(final)})
     return recipe.model_copy(update={"model": model})

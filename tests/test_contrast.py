@@ -29,6 +29,7 @@ def test_one_completion_each_is_a_shift_by_one():
     out = mismatched(batch)
     assert ids(out) == [[30], [10], [20]]
     assert [g.prompt for g in out] == [g.prompt for g in batch]
+    assert ids(mismatched([group(1, 10), group(2, 20), group(3, 30), group(4, 40)])) == [[40], [10], [20], [30]]
 
 
 def test_a_row_of_several_completions():

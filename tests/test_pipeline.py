@@ -35,7 +35,7 @@ def stages(home: Path, output: Path, on_adapter: str, **changes: Any) -> Pipelin
     if on_adapter == "merge":
         second["lora"] = {"r": 3, "alpha": 6}
     else:
-        second["lora"] = None
+        second |= {"lora": None, "reference": "base"}
     return resolve({
         "name": "both", "output": str(output), "model": {"path": str(home / "model")}, "log": {"sinks": []},
         "data": {"path": str(home / "rows.jsonl")}, "sampling": {"group_size": 3, "max_tokens": 5},
@@ -72,16 +72,16 @@ def test_two_stages(home: Path, tmp_path: Path, monkeypatch, capsys, on_adapter:
 
     # broken in the middle of stage two
     def work() -> None:
-        honest, calls = loop.make_batch, 0
+        honest, calls = loop._Prepared, 0
 
         def dies(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
-            calls += args[1].name == "grpo"
+            calls += args[1].advantages_S is not None  # of the second stage
             if calls == 4:  # step 4; there is a checkpoint of step 2
                 os.kill(os.getpid(), signal.SIGKILL)
             return honest(*args, **kwargs)
 
-        loop.make_batch = dies  # type: ignore[assignment]
+        loop._Prepared = dies  # type: ignore[assignment,misc]
         run_pipeline(stages(home, broken, on_adapter))
 
     assert kill.in_child(work) == -signal.SIGKILL

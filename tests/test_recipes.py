@@ -575,6 +575,7 @@ def test_recipes_in_the_docs_resolve() -> None:
     assert [[stage.name for stage in resolve(parse(block, "docs")[0]).stages] for block in blocks] == [
         ["run"],
         ["warm-up", "rl"],
+        ["sft", "dpo"],
     ]
 
 

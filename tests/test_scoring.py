@@ -15,6 +15,7 @@ from preftune.config import Strict
 from preftune.errors import DataError, ModelError, UsageError
 from preftune.intervals import auc_interval, mean_interval
 from preftune.scoring import ScoreConfig, ScoredRow, score, summarize
+from preftune.scoring import run as scoring_run
 from preftune.scoring.rewardbench import SECTIONS, rewardbench
 from tests import tiny, tinyreward
 
@@ -136,7 +137,7 @@ def bench_rows() -> list[ScoredRow]:
         "donotanswer": (3, 4), "xstest-should-refuse": (1, 2),  # Safety: (0.75·136 + 0.5·154) / 290 = 0.617241
         "math-prm": (1, 4), "hep-cpp": (1, 1), "hep-go": (0, 1),  # Reasoning: (0.25·984 + 164) / 1312 = 0.3125
     }  # fmt: skip
-    rows = []
+    rows: list[ScoredRow] = []
     for subset, (good, count) in won.items():
         rows += [row([1, 0] if n < good else [0, 1], [1, 0], prompt=len(rows) + n, subset=subset) for n in range(count)]
     return rows
@@ -224,8 +225,9 @@ def rows_of(count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"{n}+1=", "chosen": str(n + 1), "rejected": "x" * (n % 5 + 1), "note": n} for n in range(count)]
 
 
-def test_lines_stand_in_the_data_s_order(model: Path, tmp_path: Path) -> None:
+def test_lines_stand_in_the_data_s_order(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small batches, several chunks and two sources: nothing is mixed, and the values do not depend on it."""
+    monkeypatch.setattr(scoring_run, "CHUNK_BATCHES", 2)
     sources = [source(tmp_path / "a.jsonl", rows_of(9)), source(tmp_path / "b.jsonl", rows_of(4))]
     small, large = tmp_path / "small.jsonl", tmp_path / "large.jsonl"
     score(config(model, sources, max_tokens_per_batch=16), output=small)

@@ -67,13 +67,16 @@ def _labelled(row: Mapping[str, Any], mapped: frozenset[str]) -> Format:
     label = row.get("label")
     if "label" in mapped or isinstance(label, bool) or str(label).strip().lower() in ("true", "false"):
         return "unpaired"
-    try:
-        number(label, "")
-    except BadRow:
+    if "label" not in row:
         return "prompt-completion"
+    if label is not None:
+        try:
+            number(label, "")
+        except BadRow:
+            return "prompt-completion"
     raise BadRow(
-        "column 'label' holds a number: if it says how good the completion is, set data.format: unpaired, or else "
-        "data.format: prompt-completion"
+        f"column 'label' holds {'null' if label is None else 'a number'}: if it says how good the completion is, set "
+        "data.format: unpaired, or else data.format: prompt-completion"
     )
 
 

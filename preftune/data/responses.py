@@ -43,7 +43,9 @@ def apply_rule(rule: ResponsesRule, mapped: Mapping[str, Any], row: Mapping[str,
     if not isinstance(found, list | tuple):
         raise BadRow(f"column {rule.column!r} must hold a list of responses, it holds {describe(found)}")
     objects = bool(found) and all(isinstance(item, Mapping) for item in found)
-    made = _from_objects(rule, found) if objects else _from_texts(rule, found, values)
+    made: list[Response] = []
+    if found:
+        made = _from_objects(rule, found) if objects else _from_texts(rule, found, values)
     for extra in rule.also:
         score = extra.score if extra.score is not None else 0.0 - (extra.rank or 0.0)
         made.append(Response(content(_column(values, extra.column, "also"), extra.column), score, extra.source or ""))
@@ -77,7 +79,7 @@ def _from_texts(rule: ResponsesRule, found: Sequence[Any], values: Mapping[str, 
             raise BadRow(
                 f"{rule.column}[{n}] must be text, messages or, as all others, an object; it is {describe(item)}"
             )
-    if rule.text is not None and found:
+    if rule.text is not None:
         raise BadRow(
             f"{rule.column}[0] is {describe(found[0])} and has no field {rule.text!r}; remove data.responses.text"
         )

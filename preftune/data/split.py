@@ -37,6 +37,7 @@ def split_turns(conversations: Sequence[tuple[Message, ...]], names: Sequence[st
             raise BadRow(
                 f"{name} ends after message {shared}, where the others go on; all must answer the same messages"
             )
+    for conversation, name in zip(conversations, names, strict=True):
         if conversation[shared].role != "assistant":
             raise BadRow(
                 f"{' and '.join(names)} part at message {shared + 1}, where {name} has a {conversation[shared].role} "

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from preftune.demo.grpo import run_demo as run_demo
+from preftune.errors import UsageError
 
-__all__ = ["run_demo"]
+__all__ = ["METHODS", "run_demo"]
+
+METHODS = ("grpo", "dpo", "kto", "reward")
+"""Methods that have a demo."""
 
 
-def __getattr__(name: str) -> Any:
-    if name != "run_demo":
-        raise AttributeError(f"module 'preftune.demo' has no attribute {name!r}")
-    from preftune.demo.grpo import run_demo
+def run_demo(method: str = "grpo", *, output: Path, seed: int = 0, quick: bool = False) -> int:
+    """Run the demo of a method: sums in words for grpo, the chat task for dpo, kto and reward.
 
-    return run_demo
+    Args:
+        output: folder for everything; it must not exist.
+        seed: of weights, data and training.
+        quick: a few steps of each, to see that all parts work; nothing is learnt.
+
+    Returns:
+        0.
+
+    Raises:
+        UsageError: no demo of that method, or `output` exists.
+    """
+    if method == "grpo":
+        from preftune.demo.grpo import run
+
+        return run(output=output, seed=seed, quick=quick)
+    from preftune.demo import preferences
+
+    for known in preferences.METHODS:
+        if method == known:
+            return preferences.run(known, output=output, seed=seed, quick=quick)
+    raise UsageError(f"there is no demo for {method}; there are demos for {', '.join(METHODS)}")

@@ -13,7 +13,8 @@ off topic, both friendly), `trap` (stiff and on topic over friendly and off topi
 on topic, then stiff on topic, then friendly off topic.
 
 Splits never share a topic. `friendly`, `on_topic` and `friendly_on_topic` are rules on any text: they know lists of
-words, not the sentences that replies are made of. They are rewards in TRL's form (docs/rewards.md).
+words, not the sentences that replies are made of; `well_written` knows nothing but those. All are rewards in TRL's
+form (docs/rewards.md).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -37,24 +39,33 @@ SIZES: dict[Split, int] = {"train": 76, "validation": 12, "test": 40}
 KINDS: dict[Kind, float] = {"style": 0.5, "topic": 0.25, "trap": 0.25}
 """Shares of the kinds of pairs."""
 
-ADDRESS = frozenset("you your yours yourself you'll you're us friend".split())
-WARM = frozenset(
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ADDRESS = _set("you your yours yourself you'll you're us friend")
+WARM = _set(
     "amazed amazing awesome bet cheering cheers curious delight delighted enjoy enjoyable excited exciting favorite "
     "friend fun glad great happily happy hope joy kind love loved lovely magic smile smiling surprised sweet thank "
-    "thanks thrilled treat warm warmly welcome wonderful".split()
+    "thanks thrilled treat warm warmly welcome wonderful"
 )
-STIFF_WORDS = frozenset(
+STIFF_WORDS = _set(
     "adequate advisable advised aforementioned applicable assessment compliance concerning conjunction deemed "
     "department deviations directed documentation due exclusively expected furthermore hereby herewith inquiry "
     "instructed issued liability mandatory neglect notified obtain pertains permissible persons prerequisite prior "
     "procedure provision provisions pursuant recommended reference regarding relevance remarks required requires "
-    "retain shall statement submitted subsequent subsequently therefore thus whereas written".split()
+    "retain shall statement submitted subsequent subsequently therefore thus whereas written"
 )
 SHORTEST, LONGEST = 12, 60
 """Words of an orderly reply."""
 
 _PHRASES = {phrase.lower(): topic for topic, details in TOPICS.items() for phrase in (topic, *details)}
 _NAMED = re.compile(r"\b(?:" + "|".join(sorted(map(re.escape, _PHRASES), key=len, reverse=True)) + r")\b")
+
+_WELL_WRITTEN = frozenset(
+    " ".join(parts).format(t="#", a="#", b="#").lower() for style in (FRIENDLY, STIFF) for parts in product(*style)
+)
 
 
 # ------------------------------------------------------------------------------------------------------- rules
@@ -94,6 +105,12 @@ def is_on_topic(text: str, topic: str) -> bool:
     return topic.lower() in named and len(named) > 1 and all(_PHRASES[phrase] == topic for phrase in named)
 
 
+def is_well_written(text: str) -> bool:
+    """Word for word an opening, a middle and a closing of one style, with some topic and details in their places:
+    stricter than any rule, and blind to anything new. It tells whether a reply earned its marks by honest means."""
+    return _NAMED.sub("#", text.lower()) in _WELL_WRITTEN
+
+
 def _texts(completions: Iterable[Any]) -> list[str]:
     return [c if isinstance(c, str) else " ".join(message["content"] for message in c) for c in completions]
 
@@ -112,6 +129,11 @@ def friendly_on_topic(completions: Sequence[Any], topic: Sequence[str], **column
     """1 for a friendly reply that stays on the row's topic: what the preferences ask for."""
     texts = _texts(completions)
     return [float(is_friendly(text) and is_on_topic(text, about)) for text, about in zip(texts, topic, strict=True)]
+
+
+def well_written(completions: Sequence[Any], **columns: Any) -> list[float]:
+    """1 for a reply made of whole sentences of this world, in their order."""
+    return [float(is_well_written(text)) for text in _texts(completions)]
 
 
 # ------------------------------------------------------------------------------------------------------- texts

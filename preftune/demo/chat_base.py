@@ -13,12 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.demo.base import random_model
-from preftune.demo.chat import Style, message, ask, off_topic, reply, write_rows
+from preftune.demo.chat import Style, ask, message, off_topic, reply, write_rows
 from preftune.demo.topics import FRIENDLY, GREETINGS, QUESTIONS, STIFF, TOPICS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 PAD, UNKNOWN, START, END = "<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>"
 TEMPLATE = (
@@ -30,8 +29,12 @@ FRIENDLY_SHARE = 0.15
 OFF_TOPIC_SHARE = 0.1
 """Share of replies of either style that talk about something else."""
 WORD = r"[^\W\d_]+(?:'[^\W\d_]+)?"
-ROWS_PER_STEP = 64
-STEPS = 300
+SPREAD = 0.05
+"""Standard deviation of fresh weights."""
+KINSHIP = 1.5
+"""How far a topic's words are moved together at the start, in units of SPREAD."""
+ROWS_PER_STEP = 32
+STEPS = 600
 
 
 def vocabulary() -> list[str]:
@@ -63,6 +66,38 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=[START], clean_up_tokenization_spaces=False, chat_template=TEMPLATE,
     )  # fmt: skip
     return wrapped
+
+
+def random_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 of half a million parameters with random weights, but for its word vectors: words of one topic start
+    near each other, as vectors trained on any large text have them. Without that most of the demo's time would go into
+    learning which words belong together (docs/log.md)."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=384,
+        max_position_embeddings=256,
+        initializer_range=SPREAD,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+        vectors_VD = model.model.embed_tokens.weight
+        for topic, details in TOPICS.items():
+            words = {i for phrase in (topic, *details) for i in tokenizer(f" {phrase}").input_ids}
+            vectors_VD[sorted(words)] += KINSHIP * SPREAD * torch.randn(config.hidden_size)
+    return model
 
 
 def conversations(seed: int) -> Iterator[dict[str, Any]]:

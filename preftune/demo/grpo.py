@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def grpo_recipe(base: Path, data: Path, output: Path, seed: int, steps: int = GR
     }
 
 
-def run_demo(method: str = "grpo", *, output: Path, seed: int = 0, quick: bool = False) -> int:
+def run(*, output: Path, seed: int = 0, quick: bool = False) -> int:
     """Build the base, measure, train, measure again; print before → after and where the report is.
 
     Args:
@@ -69,13 +70,11 @@ def run_demo(method: str = "grpo", *, output: Path, seed: int = 0, quick: bool =
         0.
 
     Raises:
-        UsageError: no demo of that method, or `output` exists.
+        UsageError: `output` exists.
     """
     from preftune.pipeline import run_pipeline
     from preftune.recipes import dump, resolve
 
-    if method != "grpo":
-        raise UsageError(f"there is no demo for {method}; there is one for grpo")
     if output.exists() and any(output.iterdir()):
         raise UsageError(f"{output} exists already; remove it or name another folder with --output")
     start = time.perf_counter()
@@ -88,7 +87,8 @@ def run_demo(method: str = "grpo", *, output: Path, seed: int = 0, quick: bool =
     result = run_pipeline(pipeline)
     assert result is not None  # only a dry run has no result
     print("3/3 done", file=sys.stderr)
-    _print_table(result.last.before["test"], result.last.after["test"], result.last.difference["test"])
+    last, title = result.last, f"{TEST_ROWS} held-out problems, greedy; 95 % intervals in brackets"
+    print_table(title, _ROWS, last.before["test"], last.after["test"], last.difference["test"])
     print(f"report: {result.report}")
     print(f"run again: preftune run {output / 'recipe.yaml'} --output ANOTHER_FOLDER")
     print(f"{time.perf_counter() - start:.0f} s in all")
@@ -102,15 +102,18 @@ _ROWS = {
 }
 
 
-def _print_table(before: Any, after: Any, difference: Any) -> None:
+def print_table(title: str, rows: Mapping[str, str], before: Any, after: Any, difference: Any) -> None:
+    """Before → after of those metrics of `rows` (metric → label) that were measured; shares in per cent."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{TEST_ROWS} held-out problems, greedy; 95 % intervals in brackets")
+    table = Table(title=title)
     for column in ("", "before", "after", "difference"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for name, label in _ROWS.items():
-        scale = 100.0 if name.startswith("reward/") else 1.0
+    for name, label in rows.items():
+        if name not in before:
+            continue
+        scale = 100.0 if label.endswith("%") else 1.0
         table.add_row(label, *(_cell(x.get(name), scale) for x in (before, after, difference)))
     # A pipe has no width of its own, and 80 columns would cut the intervals.
     console = Console()

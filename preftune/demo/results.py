@@ -1,12 +1,15 @@
-"""`make results`: the demo over three seeds with its controls, written to docs/results.md.
+"""`make results`: the demos over three seeds with their controls, written to docs/results.md.
 
-python -m preftune.demo.results [--seeds 0 1 2] [--output FOLDER] [--page FILE] [--quick]
+python -m preftune.demo.results [grpo dpo kto reward] [--seeds 0 1 2] [--output FOLDER] [--page FILE] [--quick]
+
+With some methods named, only their sections of the page are written anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from preftune.demo import METHODS, preferences, results_chat
 from preftune.demo.arithmetic import problems, write_rows
 from preftune.demo.base import CARRY_SHARE, STEPS, Teacher, build_base
 from preftune.demo.grpo import ACCURACY, GRPO_STEPS, TEST_ROWS, WELL_FORMED_REWARD, grpo_recipe, write_task
@@ -82,16 +86,11 @@ def _read(folder: Path, seconds: float) -> Arm:
     return Arm(rows("test", 0), rows("test", summary["best_step"]), last, seconds)
 
 
-def page(results: Mapping[int, Mapping[str, Arm]], *, seconds: float, quick: bool) -> str:
-    """docs/results.md."""
-    from preftune.train.folder import hardware
-
-    machine = hardware()
+def section(results: Mapping[int, Mapping[str, Arm]], machine: str, *, seconds: float) -> list[str]:
+    """The lines of the grpo section."""
     seeds = ", ".join(map(str, results))
     lines = [
-        "# Results of the demo",
-        "",
-        "Written by `make results`; do not edit." + (" **A quick smoke: nothing is learnt in it.**" if quick else ""),
+        "## grpo",
         "",
         f"The task of `make demo` over seeds {seeds}: a base of 0.8 million parameters, trained on the spot by someone "
         "who mostly forgets to carry, answers two-digit sums in words. Each seed has its own base, data and held-out "
@@ -100,7 +99,7 @@ def page(results: Mapping[int, Mapping[str, Arm]], *, seconds: float, quick: boo
         "same problems. The last column shows where each arm ended when no checkpoint is chosen: a control that only "
         "harms the model keeps its first one.",
         "",
-        "## Right answers",
+        "### Right answers",
         "",
         "| arm | seed | before | after | difference | last step, validation |",
         "|---|---|---|---|---|---|",
@@ -115,7 +114,7 @@ def page(results: Mapping[int, Mapping[str, Arm]], *, seconds: float, quick: boo
         lines.append(_row(f"**{label}**", "all", before, after, last))
     lines += [
         "",
-        "## Form apart from content",
+        "### Form apart from content",
         "",
         "| arm | seed | well formed before | after | right among well-formed, before | after |",
         "|---|---|---|---|---|---|",
@@ -128,11 +127,22 @@ def page(results: Mapping[int, Mapping[str, Arm]], *, seconds: float, quick: boo
     times = [arms["grpo"].seconds for arms in results.values()]
     lines += [
         "",
-        f"Machine: {machine['processor']}, {machine['cores']} cores, {machine.get('memory_gib', '?')} GiB. A GRPO run "
-        f"with its measurements took {min(times):.0f} to {max(times):.0f} s; all of it {seconds / 60:.0f} minutes.",
-        "",
+        f"Machine: {machine}. A GRPO run with its measurements took {min(times):.0f} to {max(times):.0f} s; all of it "
+        f"{seconds / 60:.0f} minutes.",
     ]
-    return "\n".join(lines)
+    return lines
+
+
+def page(old: str, new: Mapping[str, Sequence[str]], *, quick: bool) -> str:
+    """docs/results.md: the sections of `old`, between marks that a reader does not see, with the new ones in their
+    places. What stands outside the marks is written anew."""
+    found = dict(re.findall(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", old, re.DOTALL))
+    found |= {name: "\n".join(["", *lines, "", ""]) for name, lines in new.items()}
+    head = "# Results of the demos\n\nWritten by `make results`; do not edit."
+    if quick:
+        head += " **A quick smoke: nothing is learnt in it.**"
+    parts = [f"<!-- begin {name} -->\n{found[name]}<!-- end {name} -->" for name in METHODS if name in found]
+    return "\n\n".join([head, *parts]) + "\n"
 
 
 def _row(label: str, seed: str, before: Sequence[float], after: Sequence[float], last: Sequence[float]) -> str:
@@ -156,23 +166,47 @@ def _text(interval: Interval) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(METHODS)} (default all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/results"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--quick", action="store_true", help="a few steps of each arm, to see that all parts work")
     options: Any = parser.parse_args(arguments)
+    methods = options.methods or METHODS
     try:
+        if unknown := [name for name in methods if name not in METHODS]:
+            raise UsageError(f"there is no demo for {unknown[0]}; there are demos for {', '.join(METHODS)}")
         if options.output.exists() and any(options.output.iterdir()):
             raise UsageError(f"{options.output} exists already; remove it or name another folder with --output")
-        start = time.perf_counter()
-        results = {seed: run_seed(options.output / str(seed), seed, quick=options.quick) for seed in options.seeds}
+        new = _sections(methods, options)
     except UsageError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    text = page(results, seconds=time.perf_counter() - start, quick=options.quick)
+    old = options.page.read_text(encoding="utf-8") if options.page.exists() else ""
+    text = page(old, new, quick=options.quick)
     options.page.write_text(text, encoding="utf-8")
     print(text)
     return 0
+
+
+def _sections(methods: Sequence[str], options: Any) -> dict[str, list[str]]:
+    from preftune.train.folder import hardware
+
+    facts = hardware()
+    machine = f"{facts['processor']}, {facts['cores']} cores, {facts.get('memory_gib', '?')} GiB"
+    new: dict[str, list[str]] = {}
+    if "grpo" in methods:
+        start = time.perf_counter()
+        sums = {s: run_seed(options.output / "sums" / str(s), s, quick=options.quick) for s in options.seeds}
+        new["grpo"] = section(sums, machine, seconds=time.perf_counter() - start)
+    chosen = [method for method in preferences.METHODS if method in methods]
+    if chosen:
+        chats = {
+            seed: results_chat.run_seed(options.output / "chat" / str(seed), seed, chosen, quick=options.quick)
+            for seed in options.seeds
+        }
+        new |= {method: results_chat.section(method, chats, machine) for method in chosen}
+    return new
 
 
 if __name__ == "__main__":

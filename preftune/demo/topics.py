@@ -239,7 +239,7 @@ STIFF = (
         "Further documentation may be obtained upon formal request.",
         "You are instructed to retain this notice for inspection.",
         "This concludes the response of the department in charge.",
-        "The procedure is to be followed without exception.",
+        "The procedure must be followed without exception.",
         "Such are, in summary, the applicable provisions on the matter.",
     ),
 )

@@ -6,7 +6,6 @@ d_w, d_l (chosen, rejected) and a few constants. P pairs may share completions.
 
 from __future__ import annotations
 
-import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -93,9 +92,7 @@ def dpo(chosen_P: Tensor, rejected_P: Tensor, beta: float, label_smoothing: floa
         IPO"; Xu et al. 2024 (CPO, eq. 3).
     """
     scaled_P = beta * (chosen_P - rejected_P)
-    loss_P = -(1.0 - label_smoothing) * F.logsigmoid(scaled_P)
-    # At ε = 0 the second term is 0 · log σ(−βh): left out, so that a huge h can't make it 0 · inf.
-    return loss_P - label_smoothing * F.logsigmoid(-scaled_P) if label_smoothing else loss_P
+    return -(1.0 - label_smoothing) * F.logsigmoid(scaled_P) - label_smoothing * F.logsigmoid(-scaled_P)
 
 
 def robust(chosen_P: Tensor, rejected_P: Tensor, beta: float, label_smoothing: float) -> Tensor:
@@ -167,15 +164,10 @@ def odds_ratio(chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
 
 
 def _log_odds(logp: Tensor) -> Tensor:
-    """log p − log(1 − p) from log p < 0."""
+    """log p − log(1 − p) from log p ≤ 0."""
     logp = logp.clamp(max=_LOG_P_MAX)
-    # log(1 − e^x): expm1 keeps digits where e^x is near 1, log1p where it is near 0 (Mächler 2012). Each branch gets an
-    # input that is safe for it, as the unused branch's infinite slope times 0 would be NaN.
-    near = logp > -math.log(2.0)
-    half = torch.full_like(logp, -math.log(2.0))
-    close = torch.log(-torch.expm1(torch.where(near, logp, half)))
-    far = torch.log1p(-torch.exp(torch.where(near, half, logp)))
-    return logp - torch.where(near, close, far)
+    # expm1 keeps the digits of 1 − e^l near l = 0. Far below 0 it rounds to 1, where log p is all that counts.
+    return logp - torch.log(-torch.expm1(logp))
 
 
 def preference_loss(

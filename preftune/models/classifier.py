@@ -207,8 +207,9 @@ def _one_label(config: Any, path: str) -> None:
     known = transformers.AutoModelForSequenceClassification._model_mapping
     remote = getattr(config, "auto_map", None) or {}
     if type(config) not in known and "AutoModelForSequenceClassification" not in remote:
-        names = sorted({c.model_type for c in known})
-        near = ", ".join(difflib.get_close_matches(config.model_type, names, n=3, cutoff=0.3)) or "none"
+        speaks = transformers.AutoModelForCausalLM._model_mapping
+        names = sorted({c.model_type for c in known} & {c.model_type for c in speaks})
+        near = ", ".join(difflib.get_close_matches(config.model_type, names, n=3, cutoff=0.5)) or "none"
         raise ModelError(
             f"{path} is of the type {config.model_type}, and transformers {transformers.__version__} has no sequence "
             "classifier of that type, the form in which a reward model is saved. Use another base, such as llama, "

@@ -22,17 +22,14 @@ from preftune.models.adapters import (
     GIVEN,
     START,
     TRAINED,
-    _adapter_base,
     _add_lora,
     _same_adapter,
     acting,
-    check_choice,
-    first_line,
     new_adapter,
     put_on,
-    read_adapter,
 )
 from preftune.models.folding import folded, save_combined, save_folded
+from preftune.models.given import _adapter_base, check_choice, first_line, read_adapter
 
 _first_line = first_line
 __all__ = ["Policy", "_adapter_base", "_add_lora", "_first_line", "_same_adapter", "load_policy", "merge"]

@@ -155,6 +155,8 @@ def load_reward(config: ModelConfig, *, seed: int = 0, trainable: bool = True) -
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     generation = _generation(source)
     eos = _ids(base.config, "eos") if generation is None else _ids(generation, "eos") or _ids(base.config, "eos")
+    if not fresh and base.config.get_text_config().pad_token_id in eos:
+        lineage += "; its pad token is an EOS, so plain transformers reads its score before a final EOS, and here at it"
     return RewardModel(model, tokenizer, config, device, eos, context, lineage, saves_whole=True, generation=generation)
 
 

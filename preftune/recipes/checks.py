@@ -164,18 +164,46 @@ def _references(recipe: Recipe, earlier: list[str]) -> Iterator[tuple[Path, str]
         yield ("model", "path"), f"{value} names no earlier stage; {f'did you mean stage:{close}?' if close else known}"
 
 
+_ADAPTER_CHOICES = (
+    "continue (train it further), stack (keep it as it is and train a new one on top), merge (fold it into its base "
+    "first) or fresh (leave it out: a new one on the bare base); docs/adapters.md has what each compares with"
+)
+
+
 def _adapter(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Path, str]]:
-    """on_adapter, where the model is an earlier stage's result, so known before that stage has run."""
-    before = earlier.get(recipe.model.path.removeprefix(STAGE_REF))
-    if before is None or not recipe.model.path.startswith(STAGE_REF):
-        return
-    is_adapter = before.model.lora is not None or before.model.on_adapter == "continue"
-    choice = recipe.model.on_adapter
-    if is_adapter and choice is None:
+    """What can be known of adapters before anything loads: choices that need others, and an earlier stage's result."""
+    from preftune.methods import METHODS
+
+    model, method = recipe.model, METHODS.get(recipe.method)
+    if model.reference is not None and model.on_adapter != "continue":
         yield (
-            ("model", "on_adapter"),
-            f"stage {before.name} ends in an adapter, so say what to do with it: continue (train it further; the "
-            "reference is the bare base) or merge (fold it into the base first; the reference is the merged model)",
+            ("model", "reference"),
+            "there is a choice of reference only with on_adapter: continue; everywhere else it is the model before "
+            "training. Remove it",
         )
-    elif not is_adapter and choice is not None:
-        yield ("model", "on_adapter"), f"stage {before.name} ends in a whole model, not an adapter; remove on_adapter"
+    if model.on_adapter in ("stack", "fresh") and model.lora is None:
+        yield ("model", "on_adapter"), f"{model.on_adapter} trains a new adapter; say which with model.lora"
+    before = earlier.get(model.path.removeprefix(STAGE_REF)) if model.path.startswith(STAGE_REF) else None
+    if before is not None:
+        ends_in_adapter = before.method != "reward" and (
+            before.model.on_adapter == "continue"
+            or (before.model.lora is not None and before.model.on_adapter != "merge")
+        )
+        if ends_in_adapter and model.on_adapter is None:
+            said = f"stage {before.name} ends in an adapter, so say what to do with it: {_ADAPTER_CHOICES}"
+            yield ("model", "on_adapter"), said
+        elif not ends_in_adapter and model.on_adapter is not None:
+            said = f"stage {before.name} ends in a whole model, not an adapter; remove on_adapter"
+            yield ("model", "on_adapter"), said
+            return
+    if method is not None and model.on_adapter == "continue" and model.reference is None:
+        try:
+            compares = method.needs_reference(recipe)
+        except UsageError:
+            return  # the loss or the policy is wrong, and said so above
+        if compares:
+            yield (
+                ("model", "reference"),
+                f"method {recipe.method} compares with a reference, and the adapter is trained further: give base (the "
+                "bare base, without the adapter) or start (the adapter as it is now)",
+            )

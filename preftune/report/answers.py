@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,27 +87,31 @@ def read_answers(run: Run) -> Measured | None:
     After training is the step whose weights were kept; of a run that did not end, the last one measured. What can't
     be read is left out and named in `run.problems`.
     """
-    folder = run.folder / "measurements"
-    steps: dict[str, list[int]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        found = FILE.fullmatch(path.name)
-        if found is not None:
-            steps.setdefault(found[1], []).append(int(found[2]))
-    if not steps:
-        return None
-    kept = (run.summary or {}).get("kept_step")
+    steps = _steps(run)
 
     def usable(split: str) -> tuple[bool, bool, bool, str]:
-        measured = steps[split]
-        return (kept not in measured and max(measured) == 0, split != "test", split != "validation", split)
+        only_before = _after_step(run, steps[split]) == 0 and run.best_step != 0
+        return (only_before, split != "test", split != "validation", split)
 
     for split in sorted(steps, key=usable):
-        last = kept if isinstance(kept, int) and kept in steps[split] else max(steps[split])
+        last = _after_step(run, steps[split])
         before = _read(run, split, 0) if 0 in steps[split] else {}
-        after = before if last == 0 and kept == 0 else _read(run, split, last) if last else {}
+        kept_start = last == 0 and (run.summary or {}).get("kept_step") == 0
+        after = before if kept_start else _read(run, split, last) if last else {}
         if before or after:
             return Measured(split, before, after, last, _texts(run, split))
     return None
+
+
+def _steps(run: Run) -> dict[str, list[int]]:
+    """Split → the steps at which it was measured, in order."""
+    folder = run.folder / "measurements"
+    out: dict[str, list[int]] = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = FILE.fullmatch(path.name)
+        if found is not None:
+            out.setdefault(found[1], []).append(int(found[2]))
+    return {split: sorted(steps) for split, steps in out.items()}
 
 
 def _read(run: Run, split: str, step: int) -> Answers:
@@ -166,7 +170,7 @@ def read_whole(folder: Path) -> Run:
     run = read_run(folder)
     run.answers = read_answers(run)
     if run.answers is not None and compares(run) == "labels":
-        _add_area(run, run.answers)
+        _add_areas(run, run.answers)
     return run
 
 
@@ -193,19 +197,36 @@ def _gap_per_token(answer: Answer) -> float:
     return abs(answer.logprob - answer.reference) / max(1, answer.length)
 
 
-def _add_area(run: Run, measured: Measured) -> None:
+def _add_areas(run: Run, measured: Measured) -> None:
+    """Put the AUC of the reward among the measurements of every split and step, and before and after."""
     untouched = is_untouched(run)
-    for answers, target in ((measured.before, run.before), (measured.after, run.after)):
-        found = area(run, answers, lambda answer: answer.reward)
-        if found is not None:
-            chance = untouched and answers is measured.before
-            shown = Interval(0.5, -math.inf, math.inf, found.n) if chance else found
-            target.setdefault(measured.split, {})["rewards/auc"] = shown
-    after = run.after.get(measured.split, {}).get("rewards/auc")
-    if after is not None and untouched:
-        # Before training the area is 0.5 whatever the rows are, so the change is as uncertain as the area after it.
-        moved = Interval(after.value - 0.5, after.low - 0.5, after.high - 0.5, after.n)
-        run.difference.setdefault(measured.split, {})["rewards/auc"] = moved
+    read = {(measured.split, 0): measured.before, (measured.split, measured.after_step): measured.after}
+    for split, steps in _steps(run).items():
+        found: dict[int, Interval] = {}
+        for step in steps:
+            answers = read.get((split, step)) or _read(run, split, step)
+            value = area(run, answers, lambda answer: answer.reward)
+            if value is None:
+                continue
+            # Of the reference itself the area is 0.5, whatever rounding makes of its rewards.
+            found[step] = Interval(0.5, -math.inf, math.inf, value.n) if untouched and step == 0 else value
+            run.evals.setdefault(split, {}).setdefault(step, {})["rewards/auc"] = found[step]
+        if 0 in found:
+            run.before.setdefault(split, {})["rewards/auc"] = found[0]
+        last = _after_step(run, steps)
+        if last in found and run.summary is not None:
+            after = found[last]
+            run.after.setdefault(split, {})["rewards/auc"] = after
+            if untouched and 0 in found and last != 0:
+                # The start is 0.5 on any rows, so the change is as uncertain as the area after it.
+                moved = Interval(after.value - 0.5, after.low - 0.5, after.high - 0.5, after.n)
+                run.difference.setdefault(split, {})["rewards/auc"] = moved
+
+
+def _after_step(run: Run, steps: Sequence[int]) -> int:
+    """The step whose weights were kept, where it was measured; else the last one measured."""
+    kept = (run.summary or {}).get("kept_step")
+    return kept if isinstance(kept, int) and kept in steps else max(steps)
 
 
 def area(run: Run, answers: Answers, value: Callable[[Answer], float]) -> Interval | None:

@@ -8,6 +8,7 @@ matter is written by a YAML dumper.
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import yaml
 
 from preftune.errors import PreftuneError
-from preftune.report import samples, words
-from preftune.report.read import Run, read_run
+from preftune.report import preference_words, samples, verdicts, words
+from preftune.report.answers import read_whole
+from preftune.report.read import Run
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 SHOWN = 3
@@ -37,7 +39,7 @@ def write_model_card(folder: Path) -> Path:
         UsageError: the folder holds no run.
         PreftuneError: the card can't be written there.
     """
-    run = read_run(folder)
+    run = read_whole(folder)
     path = folder / "README.md"
     temporary = folder / "README.md.part"
     try:
@@ -49,8 +51,8 @@ def write_model_card(folder: Path) -> Path:
 
 
 def _card(run: Run) -> str:
-    rows = words.compare(run)
-    _, sentence, why = words.headline(run, rows)
+    rows = verdicts.compare(run)
+    _, sentence, why = verdicts.headline(run, rows)
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(run), sort_keys=False, allow_unicode=True, width=10_000)}---",
         f"# {_inline(run.name)}",
@@ -60,6 +62,8 @@ def _card(run: Run) -> str:
     ]
     if rows:
         parts += ["## Before and after", _table(rows)]
+        hints = [f"- {_inline(row.title)}: {_inline(row.hint)}" for row in rows if row.hint]
+        parts += ["\n".join(hints)] if hints else []
     parts += ["## Certificate", _certificate(run)]
     if (run.folder / "final").is_dir():
         parts += ["## Use", _usage(run)]
@@ -84,9 +88,10 @@ def _front_matter(run: Run) -> dict[str, Any]:
     if HUB_ID.fullmatch(run.model) and not local:
         out["base_model"] = run.model
         out["base_model_relation"] = "adapter" if adapter else "finetune"
+    kind = ["reward-model"] if preference_words.is_score(run) else []
     out["library_name"] = "peft" if adapter else "transformers"
-    out["pipeline_tag"] = "text-generation"
-    out["tags"] = list(dict.fromkeys(["preftune", run.method, *(["lora"] if adapter else [])]))
+    out["pipeline_tag"] = "text-classification" if preference_words.is_score(run) else "text-generation"
+    out["tags"] = list(dict.fromkeys(["preftune", run.method, *kind, *(["lora"] if adapter else [])]))
     data = run.recipe.get("data")
     paths = [source.get("path") for source in data if isinstance(source, dict)] if isinstance(data, list) else []
     # A name with a file's ending is a file of the user's, not a data set on the Hub.
@@ -104,10 +109,15 @@ def _is_adapter(run: Run) -> bool:
 
 
 def _trained(run: Run) -> str:
-    what = "A LoRA adapter" if _is_adapter(run) else "All weights"
-    model = f" of {_inline(run.short_model)}" if run.model and what == "All weights" else ""
-    model = f" for {_inline(run.short_model)}" if run.model and not model else model
-    lines = [f"- {what}{model}, by {_inline(run.method)} with preftune."]
+    adapter = _is_adapter(run)
+    name = _inline(run.short_model) if run.model else "the base model"
+    what = f"A LoRA adapter for {name}" if adapter else f"All weights of {name}"
+    given = run.recipe.get("model")
+    if not adapter and isinstance(given, dict) and given.get("lora") is not None:
+        what = f"A LoRA adapter for {name}, merged into the whole model"
+    kind = ": a reward model, which gives a prompt and a completion one score" if preference_words.is_score(run) else ""
+    lines = [f"- {what}, by {_inline(run.method)} with preftune{kind}."]
+    lines += [f"- {_inline(fact)}" for fact in preference_words.facts(run)]
     best = f"; the best checkpoint is from step {run.best_step}" if run.best_step is not None else ""
     lines.append(f"- {run.last_step:,} optimizer steps{best}. Status: {_inline(run.status_detail or run.status)}.")
     rewards = run.recipe.get("rewards")
@@ -121,7 +131,7 @@ def _trained(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: list[words.Comparison]) -> str:
+def _table(rows: list[verdicts.Comparison]) -> str:
     out = ["| rows | metric | before | after | change on the same rows |", "|---|---|---|---|---|"]
     for row in rows:
         found = row.after or row.before
@@ -146,8 +156,61 @@ def _certificate(run: Run) -> str:
     return f"{verdict} in {_inline(run.precision or 'unknown precision')}: {_inline(said)}."
 
 
+def _reward_usage(run: Run) -> str:
+    """A snippet for a reward model in plain transformers, with its normalisation where the model carries one."""
+    prompt, completion = "Your prompt", "An answer to it"
+    texts = run.answers.texts if run.answers is not None else {}
+    first = next(iter(texts.values()), None)
+    if first is not None and len(first.prompt) + len(first.text) <= 600:
+        prompt, completion = first.prompt, first.text
+    normal = normalization(run)
+    code = [
+        "import torch",
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("final")',
+        'model = AutoModelForSequenceClassification.from_pretrained("final").eval()',
+        f"prompt = {json.dumps(prompt)}",
+        f"completions = [{json.dumps(completion)}, {json.dumps('Another one.')}]",
+        "texts = [prompt + completion + tokenizer.eos_token for completion in completions]",
+        'inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)',
+        "with torch.no_grad():",
+        "    scores = model(**inputs).logits[:, 0]  # one raw score each; higher is better",
+    ]
+    if normal is not None:
+        code.append("scores = (scores - model.config.preftune_reward_mean) / model.config.preftune_reward_std")
+    code.append("print(scores.tolist())")
+    text = (
+        "`final/` is a sequence classifier with one label; on the Hub its place is the repository's own id. Scores of "
+        "one prompt compare its completions; across prompts they need not mean the same. With a chat model, write the "
+        "prompt with `tokenizer.apply_chat_template(…, add_generation_prompt=True, tokenize=False)`, and end a "
+        "completion as the template ends a turn. A plain prompt begins with `tokenizer.bos_token` where the "
+        "tokenizer adds one.\n\n"
+    )
+    if normal is not None:
+        text += (
+            f"Raw scores on the training set have mean {words.number(normal[0])} and standard deviation "
+            f"{words.number(normal[1])}; both are in the model's config.\n\n"
+        )
+    elif run.answers is not None:
+        text += "The scores are raw: no scale was recorded (`train.normalize: true` records one).\n\n"
+    return text + _fenced("\n".join(code), "python")
+
+
+def normalization(run: Run) -> tuple[float, float] | None:
+    """Mean and standard deviation that a reward model's config carries; None without them."""
+    try:
+        config = json.loads((run.folder / "final" / "config.json").read_text(encoding="utf-8"))
+        mean, std = float(config["preftune_reward_mean"]), float(config["preftune_reward_std"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (mean, std) if math.isfinite(mean) and math.isfinite(std) and std > 0 else None
+
+
 def _usage(run: Run) -> str:
     """A snippet for plain transformers or peft. Paths are written as Python literals (JSON strings are)."""
+    if preference_words.is_score(run):
+        return _reward_usage(run)
     base = json.dumps(run.model or "BASE MODEL")
     if _is_adapter(run):
         load = [
@@ -165,7 +228,8 @@ def _usage(run: Run) -> str:
             'tokenizer = AutoTokenizer.from_pretrained("final")',
             'model = AutoModelForCausalLM.from_pretrained("final")',
         ]
-    shown = next((s.prompt for s in run.samples), "Your prompt")
+    texts = run.answers.texts.values() if run.answers is not None else ()
+    shown = next((s.prompt for s in (*run.samples, *texts) if s.prompt), "Your prompt")
     prompt = shown if len(shown) <= 300 else "Your prompt"
     load += [
         f"prompt = {json.dumps(prompt)}",

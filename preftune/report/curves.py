@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from preftune.intervals import Interval
+from preftune.report.plans import PARTS_NOTE, PARTS_TITLE, PLANNED, Plan, plans
+from preftune.report.preference_words import title
 from preftune.report.read import Run
-from preftune.report.words import is_share, main_metric, title
+from preftune.report.words import is_share, main_metric
 
 Points = Sequence[tuple[int, float]]
 MAX_POINTS = 800
@@ -23,101 +25,6 @@ LEGEND = 3
 """Names that a narrow chart has room for under its curves."""
 
 STAGES = ("sample", "reward", "reference", "update", "eval")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A chart and the train metrics it draws. One name alone gets a thin raw and a bold smoothed curve."""
-
-    title: str
-    names: tuple[str, ...]
-    note: str
-    percent: bool = False
-    log: bool = False
-    own_axis: bool = False
-    """In a pipeline each stage gets a chart of its own: methods mean different things by it, on different scales."""
-
-
-PLANS = (
-    Plan("Mean reward", ("reward/mean",), "Weighted sum of the rewards, mean over the step's completions."),
-    Plan(
-        "Reward spread",
-        ("reward/std",),
-        "Standard deviation inside a group, mean over groups. At 0 nothing is learned.",
-    ),
-    Plan(
-        "Groups without signal",
-        ("reward/dead_groups",),
-        "Share of groups in which all completions got the same score.",
-        percent=True,
-    ),
-    Plan(
-        "Loss",
-        ("loss",),
-        "The objective that the step minimised. For policy gradients its level means little.",
-        own_axis=True,
-    ),
-    Plan(
-        "Loss per token (NLL)",
-        ("nll",),
-        "Mean negative log-likelihood of the trained tokens, in nats.",
-        own_axis=True,
-    ),
-    Plan(
-        "Completion length",
-        ("length/mean", "length/max"),
-        "Tokens that the policy wrote: mean and longest of the step.",
-    ),
-    Plan(
-        "How completions end",
-        ("length/truncated", "length/eos"),
-        "Share cut at the token limit, and share that ended by itself.",
-        percent=True,
-    ),
-    Plan("Entropy", ("entropy",), "Mean entropy of the next-token distribution at completion tokens, in nats."),
-    Plan(
-        "KL to the reference", ("kl",), "k3 estimate per token, in nats: how far the policy has moved from its start."
-    ),
-    Plan(
-        "Clipped tokens",
-        ("clip/low", "clip/high"),
-        "Share of tokens whose ratio hit the lower or upper clip.",
-        percent=True,
-    ),
-    Plan("Largest ratio", ("ratio/max",), "Largest importance ratio of the step; 1 with one update per batch."),
-    Plan("Gradient norm", ("grad_norm",), "Before clipping.", log=True),
-    Plan("Learning rate", ("learning_rate",), "As the schedule set it.", own_axis=True),
-    Plan(
-        "Sampler against trainer",
-        ("sampler/max_diff", "sampler/kl"),
-        "Difference between the log-probs kept while sampling and those of the trainer, in nats.",
-        log=True,
-    ),
-    Plan(
-        "Diversity",
-        ("diversity/distinct_2", "diversity/repetition"),
-        "Share of distinct bigrams across completions, and share of repeated n-grams inside one.",
-        percent=True,
-    ),
-    Plan(
-        "Longest shared text",
-        ("diversity/shared_substring",),
-        "Characters that completions of different prompts have in common.",
-    ),
-    Plan("Chosen and rejected", ("logprobs/chosen", "logprobs/rejected"), "Mean log-prob of each side of the pairs."),
-    Plan(
-        "Tokens per step", ("tokens/trained", "tokens/packed"), "Tokens with loss, and all tokens of the forward pass."
-    ),
-    Plan(
-        "Saved by the shared prompt",
-        ("tokens/saved",),
-        "Share of tokens that need no computing, as a group's prompt is packed once.",
-        percent=True,
-    ),
-)
-PARTS_TITLE = "Reward, part by part"
-PARTS_NOTE = "Each reward's own mean, before its weight."
-PLANNED = {name for plan in PLANS for name in plan.names}
 
 
 def reward_parts(names: Iterable[str]) -> list[str]:
@@ -137,15 +44,17 @@ def charts(run: Run) -> list[dict[str, Any]]:
     constant = constant_metrics(run)
     moving = [name for name in run.train if name not in constant]
     parts = reward_parts(moving)
-    for plan in PLANS:
+    for plan in plans(moving):
         names = [name for name in plan.names if name in moving]
         if names:
             out.append(_train_chart(run, plan.title, names, plan.note, plan.percent, plan.log))
+            if plan.follow:
+                _add_measured(run, out[-1], names[0])
         if plan.names == ("reward/mean",) and parts:
             out.append(_train_chart(run, PARTS_TITLE, parts, PARTS_NOTE))
     for name in moving:
         if name not in PLANNED and name not in parts:
-            out.append(_train_chart(run, title(name), [name], f"Logged as {name}."))
+            out.append(_train_chart(run, title(run, name), [name], f"Logged as {name}."))
     time = _time_chart(run)
     if time:
         out.append(time)
@@ -163,8 +72,9 @@ def joined_charts(stages: list[tuple[str, Run]]) -> list[dict[str, Any]]:
     marks = [{"x": offset, "label": name} for offset, (name, _) in zip(offsets, stages, strict=True)]
     placed = [(name, run, offset) for offset, (name, run) in zip(offsets, stages, strict=True)]
     out = _joined_evals(placed, marks)
-    parts = reward_parts(dict.fromkeys(metric for _, run in stages for metric in run.train))
-    for plan in PLANS:
+    logged = dict.fromkeys(metric for _, run in stages for metric in run.train)
+    parts = reward_parts(logged)
+    for plan in plans(logged):
         logging = [at for at, (_, run) in enumerate(stages) if any(run.train.get(metric) for metric in plan.names)]
         if plan.own_axis and len(logging) > 1:
             for at in logging:
@@ -201,8 +111,8 @@ def _joined_evals(placed: Placed, marks: list[dict[str, Any]]) -> list[dict[str,
                 splits[split] = None
         if series:
             note = "Measured on rows outside training, with 95\u00a0% intervals; one colour per stage."
-            heading = f"{title(metric)} ({', '.join(splits)})"
-            out.append(_chart(heading, note, "points", series, percent=all(shares), marks=marks))
+            heading = f"{title(run, metric)} ({', '.join(splits)})"
+            out.append(plain_chart(heading, note, "points", series, percent=all(shares), marks=marks))
     return out
 
 
@@ -222,13 +132,13 @@ def _joined_plan(
             lines.append(run.train[metric])
             shifted = [(step + offset, value) for step, value in run.train[metric]]
             drawn = downsample(shifted if exact else _smooth(shifted))
-            series.append(_series(name if alone else title(metric), drawn, "line", position if alone else index))
+            series.append(_series(name if alone else title(run, metric), drawn, "line", position if alone else index))
             series[-1]["unnamed"] = not alone and any(s["color"] == index for s in series[:-1])
     if not series:
         return []
     note = plan.note + _how_drawn(lines, smooth=not exact).replace("Bold: mean", "Each point: mean")
     log = plan.log and all(y is None or y > 0 for s in series for y in s["y"])
-    return [_chart(plan.title, note, "lines", series, percent=plan.percent, log=log, marks=marks)]
+    return [plain_chart(plan.title, note, "lines", series, percent=plan.percent, log=log, marks=marks)]
 
 
 def downsample(points: Points, limit: int = MAX_POINTS) -> list[tuple[int, float]]:
@@ -279,17 +189,17 @@ def _train_chart(
     series: list[dict[str, Any]] = []
     for color, (name, points) in enumerate(lines.items()):
         if window > 1 and not exact:
-            series.append(_series(title(name), downsample(points), "raw", color))
-            series.append(_series(title(name), downsample(_smooth(points)), "bold", color))
+            series.append(_series(title(run, name), downsample(points), "raw", color))
+            series.append(_series(title(run, name), downsample(_smooth(points)), "bold", color))
         else:
-            series.append(_series(title(name), downsample(points), "line", color))
+            series.append(_series(title(run, name), downsample(points), "line", color))
     note += _how_drawn(lines.values(), smooth=window > 1 and not exact)
     missing = sum(1 for points in lines.values() for _, value in points if not math.isfinite(value))
     if missing:
         note += f" {missing} values are not finite and show as gaps."
     if any(value <= 0 for points in lines.values() for _, value in points if math.isfinite(value)):
         log = False  # a logarithmic axis has no place for zero
-    return _chart(heading, note, "lines", series, percent=percent, log=log, best=run.best_step)
+    return plain_chart(heading, note, "lines", series, percent=percent, log=log, best=run.best_step)
 
 
 def _how_drawn(lines: Iterable[Points], smooth: bool) -> str:
@@ -309,6 +219,14 @@ def _curve_split(run: Run) -> str:
     return max(run.evals, key=lambda split: (len(run.evals[split]), split == "validation"), default="validation")
 
 
+TOGETHER = (
+    ("Accuracy", ("rewards/accuracy", "logprobs/accuracy", "logprobs/accuracy_per_token")),
+    ("Rewards of both sides", ("rewards/chosen", "rewards/rejected")),
+    ("Log-probs of both sides", ("logprobs/chosen", "logprobs/rejected")),
+)
+"""Measurements that share a chart, and its title."""
+
+
 def _eval_charts(run: Run) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     split = _curve_split(run)
@@ -316,20 +234,39 @@ def _eval_charts(run: Run) -> list[dict[str, Any]]:
     best_metric = (run.summary or {}).get("best_metric")
     measured = _measured(by_step)
     main = main_metric(run, measured)
+    # The margin of training batches has a chart, and these are drawn into it.
+    drawn = {"rewards/margin"} & set(run.train) - set(constant_metrics(run)) - {main}
     for metric in sorted(measured, key=lambda name: (name != main, name != "reward/mean")):
-        points = [(step, metrics[metric]) for step, metrics in sorted(by_step.items()) if metric in metrics]
-        share = is_share(run, metric, [interval for _, interval in points])
-        rows = points[-1][1].n
+        if metric in drawn:
+            continue
+        heading, group = next(((h, g) for h, g in TOGETHER if metric in g), ("", (metric,)))
+        names = [name for name in group if name in measured]
+        heading = heading if len(names) > 1 else title(run, names[0])
+        drawn.update(names)
+        series = []
+        for color, name in enumerate(names):
+            points = [(step, metrics[name]) for step, metrics in sorted(by_step.items()) if name in metrics]
+            series.append(_interval_series(title(run, name), points, color))
+        rows = max((step, m[name].n) for step, m in by_step.items() for name in names if name in m)[1]
+        share = all(is_share(run, name, [m[name] for m in by_step.values() if name in m]) for name in names)
         note = f"On {rows:,} {split} rows, with 95\u00a0% intervals."
-        if metric == best_metric:
-            note += " This metric picks the best checkpoint."
-        series = [_interval_series(title(metric), points, 0)]
+        if best_metric in names:
+            note += f" {'This metric' if len(names) == 1 else title(run, str(best_metric))} picks the best checkpoint."
         out.append(
-            _chart(
-                f"{title(metric)} ({split})", note, "points", series, percent=share, best=run.best_step, wide=not out
-            )
+            plain_chart(f"{heading} ({split})", note, "points", series, percent=share, best=run.best_step, wide=not out)
         )
     return out
+
+
+def _add_measured(run: Run, chart: dict[str, Any], metric: str) -> None:
+    """Put a split's measurements of a train metric into its chart."""
+    split = _curve_split(run)
+    points = [(step, m[metric]) for step, m in sorted(run.evals.get(split, {}).items()) if metric in m]
+    if not points:
+        return
+    for series in chart["series"]:
+        series["name"] = "Training batches"
+    chart["series"].append(_interval_series(f"{split.capitalize()}, 95\u00a0% interval", points, 1))
 
 
 def _time_chart(run: Run) -> dict[str, Any] | None:
@@ -354,13 +291,13 @@ def _time_chart(run: Run) -> dict[str, Any] | None:
     note = "Seconds per optimizer step, stacked."
     if buckets < len(steps):
         note += f" Each point is the mean of {len(steps) // buckets} steps."
-    return _chart("Time per stage", note, "stack", series, wide=True)
+    return plain_chart("Time per stage", note, "stack", series, wide=True)
 
 
 def _interval_series(name: str, points: list[tuple[int, Interval]], color: int) -> dict[str, Any]:
     series = _series(name, [(step, interval.value) for step, interval in points], "line", color)
-    series["low"] = [_rounded(i.low if i.is_bounded else i.value) for _, i in points]
-    series["high"] = [_rounded(i.high if i.is_bounded else i.value) for _, i in points]
+    series["low"] = [rounded(i.low if i.is_bounded else i.value) for _, i in points]
+    series["high"] = [rounded(i.high if i.is_bounded else i.value) for _, i in points]
     return series
 
 
@@ -368,18 +305,18 @@ def _series(name: str, points: Points, style: str, color: int) -> dict[str, Any]
     return {
         "name": name,
         "x": [step for step, _ in points],
-        "y": [_rounded(value) for _, value in points],
+        "y": [rounded(value) for _, value in points],
         "style": style,
         "color": color,
     }
 
 
-def _rounded(value: float) -> float | None:
+def rounded(value: float) -> float | None:
     """Six digits are more than a screen shows; JSON has no NaN, so a gap is null."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def _chart(
+def plain_chart(
     heading: str,
     note: str,
     kind: str,
@@ -399,6 +336,9 @@ def _chart(
         "log": log,
         "best": best,
         "marks": marks or [],
+        "xlabel": "",
+        "ylabel": "",
+        "zero": False,
         "wide": wide or len({s["name"] for s in series if not s.get("unnamed")}) > LEGEND,
         "series": series,
     }

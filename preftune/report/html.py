@@ -22,9 +22,10 @@ import plotly.offline
 from markupsafe import Markup, escape
 
 from preftune.errors import PreftuneError
-from preftune.report import samples, words
+from preftune.report import preference_page, preference_words, samples, verdicts, words
+from preftune.report.answers import read_whole
 from preftune.report.curves import charts, constant_metrics, joined_charts
-from preftune.report.read import Run, has_run, read_run, read_stages
+from preftune.report.read import Run, has_run, read_stages
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -43,7 +44,7 @@ def write_report(folder: Path) -> Path:
         PreftuneError: the report can't be written there.
     """
     stages = read_stages(folder)
-    page = _run_page(read_run(folder)) if stages is None else _pipeline_page(folder, *stages)
+    page = _run_page(read_whole(folder)) if stages is None else _pipeline_page(folder, *stages)
     path = folder / "report.html"
     temporary = folder / "report.html.part"
     try:
@@ -56,13 +57,16 @@ def write_report(folder: Path) -> Path:
 
 
 def _run_page(run: Run) -> str:
-    rows = words.compare(run)
-    verdict, sentence, why = words.headline(run, rows)
+    rows = verdicts.compare(run)
+    verdict, sentence, why = verdicts.headline(run, rows)
     seconds = (run.summary or {}).get("seconds")
-    drawn = charts(run)
+    curves = charts(run)
+    pref = preference_page.section(run)
     return _render(
         "report.html.j2",
-        drawn,
+        curves + (pref.charts if pref else []),
+        curves=curves,
+        pref=pref,
         run=run,
         rows=rows,
         main=rows[0] if rows else None,
@@ -70,7 +74,8 @@ def _run_page(run: Run) -> str:
         verdict=verdict,
         sentence=sentence,
         why=why,
-        reward=words.trained_reward(run, rows),
+        reward=verdicts.trained_reward(run, rows),
+        second=preference_words.second(rows),
         over_time=samples.over_time(run),
         in_training=samples.in_training(run),
         seconds=_shares(seconds) if isinstance(seconds, dict) else [],
@@ -90,9 +95,9 @@ def _pipeline_page(folder: Path, title: str, names: list[str], status: str) -> s
         if not has_run(path):
             stages.append({"name": name, "run": None, "status": "not started"})
             continue
-        run = read_run(path)
-        rows = words.compare(run)
-        verdict, sentence, _ = words.headline(run, rows)
+        run = read_whole(path)
+        rows = verdicts.compare(run)
+        verdict, sentence, _ = verdicts.headline(run, rows)
         stages.append({"name": name, "run": run, "status": run.status, "verdict": verdict, "sentence": sentence})
         stages[-1] |= {"rows": rows, "link": f"{quote(name)}/report.html"}
     started = [(stage["name"], stage["run"]) for stage in stages if stage["run"] is not None]
@@ -125,7 +130,7 @@ def _journey(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             start = next((name["name"] for name, rows in zip(stages, found, strict=True) if rows), "")
             before = next((rows[0].before for rows in found if rows), None)
             if any(cells):
-                reward = words.trained_reward(stages[-1]["run"], stages[-1]["rows"])
+                reward = verdicts.trained_reward(stages[-1]["run"], stages[-1]["rows"])
                 out[key] = {"row": row, "start": start, "before": before, "cells": cells, "reward": row is reward}
     return list(out.values())
 
@@ -151,12 +156,13 @@ def _journey_line(line: dict[str, Any], names: list[str]) -> str:
     return f"{title} on {words.ROWS.get(row.split, row.split)} was {', '.join(said)}."
 
 
-def _scale(row: words.Comparison) -> dict[str, Any]:
+def _scale(row: verdicts.Comparison) -> dict[str, Any]:
     """Positions, in percent of the axis, of the dot-and-whisker picture. Shares get the whole axis 0…100 %."""
     found = [interval for interval in (row.before, row.after) if interval]
     ends = [v for i in found for v in ((i.low, i.high) if i.is_bounded else (i.value, i.value))]
-    low, high = (0.0, 1.0) if row.percent else (min(ends), max(ends))
-    if not row.percent:
+    whole = row.percent or row.metric == "rewards/auc"
+    low, high = (0.0, 1.0) if whole else (min(ends), max(ends))
+    if not whole:
         pad = (high - low) * 0.12 or max(abs(high), 1.0) * 0.1
         low, high = low - pad, high + pad
 

@@ -72,9 +72,11 @@ class Bin:
 
 @dataclass(slots=True)
 class Calibration:
+    """`chance`: about the error that a perfectly calibrated model would show on so few pairs."""
+
     bins: list[Bin]
     error: float
-    note: str = ""
+    chance: float
 
 
 @dataclass(slots=True)
@@ -178,9 +180,10 @@ def cuts(pairs: Pairs) -> list[Cut]:
     kinds, counts = np.unique(names, return_counts=True)
     order = [str(kinds[i]) for i in np.lexsort((kinds, -counts))]
     if len(order) > 1:
-        for name in order[:SOURCES]:
+        most_common = len(order) if len(order) == SOURCES + 1 else SOURCES
+        for name in order[:most_common]:
             add("Chosen over rejected, by source", name, names == name)
-        rest = order[SOURCES:]
+        rest = order[most_common:]
         if rest:
             add("Chosen over rejected, by source", f"{len(rest)} other kinds", np.isin(names, rest))
     return out
@@ -228,7 +231,10 @@ def calibration(run: Run, pairs: Pairs) -> Calibration | None:
         assert observed is not None
         bins.append(Bin(said, observed, len(part)))
     error = sum(b.pairs * abs(b.said - b.observed.value) for b in bins) / len(order)
-    return Calibration(bins, error)
+    # A bin's share has standard deviation sqrt(p(1 − p) / n); the mean of |a normal deviation| is sqrt(2 / π) of that.
+    spread = [math.sqrt(2 / math.pi * b.said * (1 - b.said) / b.observed.n) for b in bins]
+    chance = sum(b.pairs * deviation for b, deviation in zip(bins, spread, strict=True)) / len(order)
+    return Calibration(bins, error, chance)
 
 
 def most(values_P: Floats, pairs: Pairs, count: int, wanted: Callable[[int], bool]) -> list[int]:

@@ -93,9 +93,7 @@ class Run:
     @property
     def short_model(self) -> str:
         """The model's name for a heading: of an absolute path, its last two parts."""
-        parts = self.model.replace("\\", "/").rstrip("/").split("/")
-        is_absolute = self.model.startswith("/") or PureWindowsPath(self.model).is_absolute()
-        return "…/" + "/".join(parts[-2:]) if is_absolute and len(parts) > 3 else self.model
+        return short_path(self.model)
 
     @property
     def status(self) -> str:
@@ -152,6 +150,13 @@ class Run:
     def _all_notes(self) -> list[str]:
         notes = (self.summary or {}).get("notes")
         return [str(note) for note in notes] if isinstance(notes, list) else []
+
+
+def short_path(path: str) -> str:
+    """Of an absolute path the last two parts; anything else as it is."""
+    parts = path.replace("\\", "/").rstrip("/").split("/")
+    is_absolute = path.startswith("/") or PureWindowsPath(path).is_absolute()
+    return "…/" + "/".join(parts[-2:]) if is_absolute and len(parts) > 3 else path
 
 
 REWARD_PLACE = re.compile(r"reward .+ \(weight [^()]+\): ")
@@ -358,7 +363,8 @@ def _read_certificate(run: Run) -> None:
 def _unbound_false_shares(run: Run) -> None:
     """Take back the interval of a share from a reward that turned out to be none.
 
-    When every row scored 0, the loop could not know yet that the reward also pays 3; here the whole run is known.
+    When every row scored 0, the loop could not know yet that the reward also pays 3, or that a model before training is
+    its own reference; here the whole run is known.
     Wilson's interval of a constant column is the one whose end is the value itself on one side alone.
     """
     tables = [by_step for splits in run.evals.values() for by_step in splits.values()]
@@ -370,7 +376,9 @@ def _unbound_false_shares(run: Run) -> None:
                 seen.setdefault(f"reward/{name}", set()).add(value)
     for metric in dict.fromkeys(name for table in tables for name in table):
         means = {table[metric].value for table in tables if metric in table}
-        if seen.get(metric, set()) <= {0.0, 1.0} and all(0 <= mean <= 1 for mean in means):
+        # Rewards of completions and log-probs are 0 before training, but never shares; accuracies always are.
+        signed = metric.startswith(("rewards/", "logprobs/")) and "/accuracy" not in metric
+        if seen.get(metric, set()) <= {0.0, 1.0} and all(0 <= mean <= 1 for mean in means) and not signed:
             continue
         for table in tables:
             found = table.get(metric)

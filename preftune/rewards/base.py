@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from preftune.config import RewardConfig
-from preftune.errors import PreftuneError, RewardError, UsageError
+from preftune.errors import ModelError, PreftuneError, RewardError, UsageError
 from preftune.records import Group, Prompt
 from preftune.rewards.builtins import BUILTINS, make_builtin
 from preftune.rewards.call import LARGEST, RESERVED, Batch, Failure, Reply, TrainerState, describe_exception
@@ -239,8 +239,9 @@ def build_rewards(
         functions: callables with TRL's signature.
         base_dir: where relative files start; the command line gives the working directory.
 
-    Raises UsageError for a name that leads nowhere or arguments that a built-in doesn't take. No code of the
-    user's runs here, except a function that is to run inline: that one is imported.
+    Raises UsageError for a name that leads nowhere or arguments that a built-in doesn't take, ModelError for a reward
+    model that can't be loaded. No code of the user's runs here, except a function that is to run inline: that one is
+    imported.
     """
     rewards: list[Reward] = []
     taken = dict.fromkeys(METRIC_NAMES, 1)
@@ -282,7 +283,7 @@ def make_reward(config: RewardConfig, name: str, reference: Reference | None, fu
     concurrent = True
     if builtin and config.isolate != "process" and not function.can_hang:
         if getattr(function, "holds_model", False):
-            function.prepare()  # a model that is missing should be known before the first completions are drawn
+            _prepare(name, function)
         lane, concurrent = DirectLane(function), False
     elif config.isolate == "inline" or (reference is None and not builtin):
         if config.isolate == "process":
@@ -305,6 +306,14 @@ def make_reward(config: RewardConfig, name: str, reference: Reference | None, fu
         concurrent=concurrent,
         on_hang=getattr(function, "on_hang", None) if builtin else None,
     )
+
+
+def _prepare(name: str, function: Any) -> None:
+    """Load the model that a built-in holds: one that is missing should be known before completions are drawn."""
+    try:
+        function.prepare()
+    except ModelError as error:
+        raise ModelError(f"reward {name!r} {error}") from error
 
 
 def _load_inline(reference: Reference | None) -> Callable[..., Any]:

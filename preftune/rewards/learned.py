@@ -55,7 +55,8 @@ class RewardReader:
                 "the stage wrote (RUN/STAGE/final)"
             )
         # A policy's run draws random numbers too: they must not depend on whether a reward model was loaded.
-        with torch.random.fork_rng():
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):
             model = load_reward(config, trainable=False)
             self._engine = Engine(model, mode=config.attention)
         self._contract = TokenContract(model.tokenizer, tokens, model.generation_eos)
@@ -171,7 +172,7 @@ class LearnedReward:
         try:
             return RewardReader(config, tokens, max_tokens=self.max_tokens_per_batch, normalize=self.normalize)
         except ModelError as error:
-            raise ModelError(f"reward 'reward-model', args.path {self.path}: {error}") from error
+            raise ModelError(f"can't use args.path {self.path}: {error}") from error
 
     def __call__(
         self, /, prompts: list[Any], completions: list[Any], finish_reasons: list[str]

@@ -230,18 +230,8 @@ def certify_adapter(session: Session, groups: Sequence[Group]) -> list[Check]:
     if not session.policy.is_adapter or not some:
         return []
     split = _values(session, some)
-    saved = {
-        n: p.detach().clone() for n, p in session.policy.model.named_parameters() if n.endswith("base_layer.weight")
-    }
-    session.policy.model.merge_adapter()
-    try:
+    with session.policy.merged():
         merged = _values(session, some)
-    finally:
-        session.policy.model.unmerge_adapter()
-        with torch.no_grad():  # adding and subtracting the update rounds; the base must come back exactly
-            for name, parameter in session.policy.model.named_parameters():
-                if name in saved:
-                    parameter.copy_(saved[name])
     exact = session.fp32_weights and not session.engine.bf16
     tolerance = LOGPROB_TOLERANCE if exact else BF16_SAMPLER_TOLERANCE
     return [

@@ -163,6 +163,12 @@ def weights_hash(policy: Policy) -> str:
         tensor = parameter.detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy())
+    for name, module in policy.base.named_modules():
+        # Of a given adapter under the new one, the scale is no weight but part of what the reference computes.
+        scales = getattr(module, "scaling", None)
+        if isinstance(scales, dict):
+            kept = {adapter: scale for adapter, scale in sorted(scales.items()) if adapter != "default"}
+            digest.update(f"{name}{kept}".encode())
     config = policy.base.config.to_dict()
     shape = {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
     digest.update(f"{type(policy.base).__name__} {shape}".encode())

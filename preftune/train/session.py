@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from preftune.config import Recipe, SamplingConfig
 from preftune.engine import Engine
-from preftune.errors import PreftuneError, UsageError
+from preftune.errors import DataError, PreftuneError, UsageError
 from preftune.methods import Method, get_method, objective, preference
 from preftune.models import Policy, load_policy
 from preftune.models.reward import RewardModel, load_reward
@@ -270,7 +270,7 @@ class Session:
 
     @property
     def at_reference(self) -> bool:
-        """Whether the policy's weights act as the reference's do: nothing is trained yet, and no adapter lies on top."""
+        """Whether the policy acts as the reference does: nothing is trained yet, and no adapter lies on top."""
         config = self.policy.config
         return self.fresh and not (config.on_adapter == "continue" and config.reference == "base")
 
@@ -325,6 +325,13 @@ def _balanced(recipe: Recipe, groups: Sequence[Group], notes: list[str]) -> tupl
     """The recipe with λ_D as a number, and λ_D·n_D / (λ_U·n_U). The notes get it in words."""
     good, bad = label_balance(groups, recipe.loss.label_threshold)
     loss = recipe.loss
+    if not good:
+        raise DataError(
+            f"no training completion is desirable: none of {bad} scores reaches loss.label_threshold "
+            f"{loss.label_threshold:g}. Ranks have no grade of their own (method dpo takes them); for grades lower it"
+        )
+    if not bad:
+        notes.append("every training completion is desirable: nothing says what to avoid; sft does the same for less")
     weight = loss.desirable_weight
     if weight == "auto":
         weight = balanced_weight(good, bad, loss.undesirable_weight)

@@ -34,6 +34,8 @@ FREE_VALUES = {
     "eval.test": "[{path: t.jsonl}]",
     "model.lora": "{r: 5}",
     "log.sinks": "[wandb]",
+    **{f"{rows}.responses": "{from: answers}" for rows in ("data", "eval.data", "eval.test")},
+    **{f"{rows}.responses.also": "[{column: best, score: 2}]" for rows in ("data", "eval.data", "eval.test")},
     "loss.name": "ipo",
     "loss.desirable_weight": "auto",
     "loss.label_smoothing": "0.2",
@@ -62,6 +64,24 @@ def _companions(leaf: Leaf) -> list[str]:
         flags.append(f"--eval.{leaf.path[1]}.path=v.jsonl")
     if leaf.path[-2:-1] == ("*",) and leaf.path[-1] not in {"from", "template"}:
         flags.append(f"--{'.'.join(leaf.path[:-2])}.NAME.from=a")
+    if leaf.name == "model.reference":
+        flags.append("--model.on_adapter=continue")
+    if "responses" in leaf.path[:-1]:
+        flags += _beside_a_response(leaf)
+    return flags
+
+
+def _beside_a_response(leaf: Leaf) -> list[str]:
+    """What else a rule for responses must say: where they are, and one scale for all."""
+    at = leaf.path.index("responses") + 1
+    rule, key = ".".join(leaf.path[:at]), leaf.path[-1]
+    flags = [] if leaf.path[at:] == ("from",) else [f"--{rule}.from=answers"]
+    if leaf.path[at] == "also":
+        scale = "rank" if key == "rank" else "score"
+        flags.append(f"--{rule}.{scale}=grade")
+        if len(leaf.path) > at + 1:
+            flags += [] if key == "column" else [f"--{rule}.also.column=best"]
+            flags += [] if key == scale else [f"--{rule}.also.{scale}=2"]
     return flags
 
 
@@ -107,7 +127,8 @@ def _found(recipe: Recipe, leaf: Leaf) -> Any:
             here = here["NAME"]
             if part == "*":
                 continue
-        here = getattr(here, "source" if part == "from" else part)
+        renamed = {"ColumnRule": "source", "ResponsesRule": "column"}
+        here = getattr(here, renamed[type(here).__name__] if part == "from" else part)
     return here
 
 

@@ -37,7 +37,7 @@ def test_example_rows_load(rows: str, tmp_path: Path) -> None:
 
 def test_settings_are_valid() -> None:
     sections = [name for block in settings() for name in block]
-    assert sorted(sections) == ["data", "data", "tokens", "tokens"]
+    assert sorted(sections) == ["data", "data", "data", "tokens", "tokens"]
     for block in settings():
         for source in block.get("data", []):
             SourceConfig(**source)
@@ -46,7 +46,7 @@ def test_settings_are_valid() -> None:
 
 def test_worked_example_gives_what_the_page_says(tmp_path: Path) -> None:
     (row,) = [block for block in blocks("jsonl") if "####" in block]
-    (source,) = next(block["data"] for block in settings() if "columns" in str(block))
+    (source,) = next(block["data"] for block in settings() if "working" in str(block))
     file = tmp_path / "worked.jsonl"
     file.write_text(row, encoding="utf-8")
     config = SourceConfig(path=str(file), columns=source["columns"], chat=True)
@@ -66,3 +66,37 @@ def test_worked_example_gives_what_the_page_says(tmp_path: Path) -> None:
     assert f"`{group.completions[0].text}`" in PAGE
     assert group.completions[0].ids[-1] == tokenizer.eos_token_id
     assert contract.prepare([example], with_completions=True)[1].eos_invented == 0
+
+
+def test_responses_by_mapping_give_what_the_page_says(tmp_path: Path) -> None:
+    (row,) = blocks("json")
+    (source,) = next(block["data"] for block in settings() if "also" in str(block))
+    file = tmp_path / "solutions.jsonl"
+    file.write_text(row, encoding="utf-8")
+    (example,) = load_examples([SourceConfig(**{**source, "path": str(file)})], seed=0).examples
+    assert (example.prompt, example.completions) == ("Half of 8?", ("A: 3", "A: 4", "8 / 2 = 4\nA: 4"))
+    assert "scores 0, 1 and 1 and the sources `small`, `large` and `human`" in PAGE
+    assert (example.scores, example.sources) == ((0.0, 1.0, 1.0), ("small", "large", "human"))
+
+
+def test_rows_have_the_formats_under_which_they_stand(tmp_path: Path) -> None:
+    section = PAGE.partition("## Preferences")[2].partition("## Columns")[0]
+    lengths = []
+    for rows in re.findall(r"```jsonl\n(.*?)```", section, re.S):
+        file = tmp_path / "rows.jsonl"
+        for row in rows.splitlines():
+            file.write_text(row, encoding="utf-8")
+            (example,) = load_examples([SourceConfig(path=str(file))], seed=0).examples
+            lengths.append(len(example.scores))
+    assert lengths == [2, 2, 3, 2, 2, 1, 1, 3, 2, 2, 2, 2, 2, 2]
+    assert (example.prompt, *example.completions) == ("The capital of Peru is", " Lima.", " Cusco.")
+    assert "split into `The capital of Peru is` and ` Lima.` or ` Cusco.`" in section
+
+
+def test_labels_from_words_are_mapped_as_the_page_says(tmp_path: Path) -> None:
+    (rule,) = re.findall(r"`(label: \{from: .*?\})`", PAGE)
+    file = tmp_path / "marks.jsonl"
+    rows = [{"prompt": "P", "completion": "a", "mark": mark} for mark in ("good", "bad")]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    source = SourceConfig.model_validate({"path": str(file), "columns": yaml.safe_load(rule)})
+    assert [one.scores for one in load_examples([source], seed=0).examples] == [(1.0,), (0.0,)]

@@ -177,11 +177,25 @@ values = st.recursive(
     scalars,
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "x"]), inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "text", "score", "x"]), inner, max_size=3)
     ),
     max_leaves=6,
 )
-names = st.sampled_from(["prompt", "completion", "messages", "text", "chosen", "answer"])
+names = st.sampled_from(
+    [
+        "prompt",
+        "completion",
+        "messages",
+        "text",
+        "chosen",
+        "rejected",
+        "responses",
+        "scores",
+        "label",
+        "margin",
+        "answer",
+    ]
+)
 lines = st.one_of(
     st.dictionaries(names, values, max_size=4).map(lambda row: json.dumps(row).encode()),
     values.map(lambda value: json.dumps(value).encode()),
@@ -189,14 +203,19 @@ lines = st.one_of(
 )
 
 
-@given(content=st.lists(lines, max_size=4), skip=st.booleans(), system=st.none() | st.just("s"))
-@settings(max_examples=300, deadline=None)
+@given(
+    content=st.lists(lines, max_size=4),
+    skip=st.booleans(),
+    system=st.none() | st.just("s"),
+    format=st.sampled_from(["auto", "auto", "preference", "unpaired", "ranked"]),
+)
+@settings(max_examples=400, deadline=None)
 def test_fuzzed_rows_load_or_are_data_errors(
-    tmp_path_factory: pytest.TempPathFactory, content: list[bytes], skip: bool, system: str | None
+    tmp_path_factory: pytest.TempPathFactory, content: list[bytes], skip: bool, system: str | None, format: Any
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
     path.write_bytes(b"\n".join(content))
-    config = SourceConfig(path=str(path), on_bad_row="skip" if skip else "error", system=system)
+    config = SourceConfig(path=str(path), on_bad_row="skip" if skip else "error", system=system, format=format)
     try:
         loaded = load(config)
     except DataError as error:

@@ -208,7 +208,6 @@ def test_csv_labels_are_text(tmp_path: Path) -> None:
         ({"prompt": "P", "completion": "a", "label": True}, (), "unpaired"),
         ({"prompt": "P", "completion": "a", "label": "FALSE"}, (), "unpaired"),
         ({"prompt": "P", "completion": "a", "label": "spam"}, (), "prompt-completion"),
-        ({"prompt": "P", "completion": "a", "label": None}, (), "prompt-completion"),
         ({"prompt": "P", "completion": "a", "label": ["x"]}, (), "prompt-completion"),
         ({"prompt": "P", "completion": "a", "label": 1}, ("label",), "unpaired"),
         ({"prompt": "P", "completion": "a", "label": "spam"}, ("label",), "unpaired"),
@@ -222,10 +221,11 @@ def test_columns_show_the_format(columns: dict[str, Any], mapped: tuple[str, ...
     assert detect(columns, frozenset(mapped)) == format
 
 
-@pytest.mark.parametrize("label", [0, 1, 7, 0.5, "1"])
-def test_a_number_as_label_needs_a_choice(label: Any) -> None:
+@pytest.mark.parametrize("label", [0, 1, 7, 0.5, "1", None])
+def test_a_number_or_null_as_label_needs_a_choice(label: Any) -> None:
     row = {"prompt": "P", "completion": "a", "label": label}
-    assert said(row).startswith("column 'label' holds a number: if it says how good the completion is, set data.format")
+    held = "null" if label is None else "a number"
+    assert said(row).startswith(f"column 'label' holds {held}: if it says how good the completion is, set data.format")
     assert example(row, format="prompt-completion") == Example("P", ("a",), {"label": label}, "f:1")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from typing import Any
 
 import pytest
@@ -91,7 +91,7 @@ letters = st.text("abAB", max_size=6)
 
 
 @given(conversations=st.lists(letters.map(lambda s: chat("u" + s)), min_size=2, max_size=4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_any_conversations_are_split_or_refused(conversations: list[tuple[Message, ...]]) -> None:
     try:
         cut = split_turns(conversations, [str(n) for n in range(len(conversations))])
@@ -159,7 +159,7 @@ clean = st.text(st.sampled_from("ab:\nHuman Assistant é字"), max_size=30).map(
 
 
 @given(turns=st.lists(st.tuples(st.sampled_from(["Human", "Assistant"]), clean), max_size=6), first=clean)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_written_transcripts_are_read_back(turns: list[tuple[str, str]], first: str) -> None:
     turns = [("Human", first), *turns, ("Assistant", "x")]
     assume(not any("\n\nHuman:" in f"\n\n{text}" or "\n\nAssistant:" in f"\n\n{text}" for _, text in turns))
@@ -246,35 +246,38 @@ def test_plain_texts_are_no_conversation() -> None:
 
 
 pieces = st.sampled_from(
-    [" ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000", "a", "be", "1", "42", ".", "(", "é", "e\u0301", "字"]
-    + ["\u0301", "\u200d", "👍", "\U0001f3fb", "'s", "Human:", "\x1c", "\u2028"]
-)
+    [" ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000", "a", "be", "1", "42", ".", "(", "é", "e\u0301", "字",
+     "\u0301", "\u200d", "👍", "\U0001f3fb", "'s", "Human:", "\x1c", "\u2028"]
+)  # fmt: skip
 texts = st.lists(pieces, max_size=8).map("".join)
 
 
+# Where a text may be cut, said once more as an expression over the pieces above.
+CUTS = re.compile("[ \\t](?=[^\\s\u0301\u200d\U0001f3fb])|(?<=[\\r\\n])(?=[^\\s\u0301\u200d\U0001f3fb])")
+
+
 @given(start=texts, ends=st.lists(texts, min_size=2, max_size=3))
-@settings(max_examples=800, deadline=None)
-def test_prompt_and_completion_are_the_text(start: str, ends: list[str]) -> None:
+@settings(max_examples=300, deadline=None)
+def test_the_cut_is_the_last_place_between_words_that_all_share(start: str, ends: list[str]) -> None:
     whole = [start + end for end in ends]
+    shared = next(
+        n
+        for n in range(len(whole[0]) + 1)
+        if any(text[: n + 1] != whole[0][: n + 1] for text in whole) or n == len(whole[0])
+    )
+    places = [{found.start() for found in CUTS.finditer(text)} for text in whole]
+    allowed = [n for n in set.intersection(*places) if n <= shared and whole[0][:n].strip()]
     try:
         cut = split_texts(whole, [str(n) for n in range(len(whole))])
     except BadRow:
+        assert not allowed or any(len(text) == shared for text in whole)
         return
-    assert all(text[:cut] == whole[0][:cut] for text in whole) and whole[0][:cut].strip()
+    assert cut == max(allowed)
     for text in whole:
-        prompt, completion = text[:cut], text[cut:]
-        assert completion.strip() and prompt + completion == text
-        word = completion[1:] if completion[0] in " \t" else completion
-        assert not word[0].isspace() and not unicodedata.category(word[0]).startswith("M")
-        assert completion[0] in " \t" or prompt[-1] in "\r\n"
-    # The cut is the last place: everything that the texts share behind it lies within one word.
-    shared = next((n for n, chars in enumerate(zip(*whole, strict=False)) if len(set(chars)) > 1), min(map(len, whole)))
-    assert (
-        "\n" not in whole[0][cut + 1 : shared].rstrip("\r\n \t\u00a0\u3000\x1c\u2028") or not whole[0].isascii() or True
-    )
+        assert text[:cut] == whole[0][:cut] and text[cut:].strip()
 
 
 def test_long_texts_are_split_in_no_time() -> None:
-    # 40 million letters; letter by letter this would take many seconds
-    start = "word " * 2_000_000
+    # six million letters: one by one this takes seconds
+    start = "word " * 400_000
     assert split_texts([start + "yes", start + "no", start + "so"], ["a", "b", "c"]) == len(start) - 1

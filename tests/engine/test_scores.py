@@ -119,6 +119,16 @@ def test_the_padded_way_gives_the_same(kind: str) -> None:
     assert compare(engine, classifier(kind), some_groups())[0] <= 1e-4
 
 
+def test_a_second_engine_on_the_same_model() -> None:
+    model = classifier("qwen3")
+    own = model.config._attn_implementation
+    one, two = Engine(reward_of(model)), Engine(reward_of(model))
+    assert (one.plain_attention, two.plain_attention, two.mode) == (own, own, "shared")
+    assert one.rate(some_groups(), 1000) == two.rate(some_groups(), 1000)
+    with two.plain():
+        assert furthest(engine_scores(two, some_groups()), plain_scores(model, some_groups())) <= 1e-5
+
+
 def test_splitting_over_packs_changes_nothing() -> None:
     groups = some_groups()
     engine = Engine(reward_of(classifier("qwen3")))

@@ -128,10 +128,10 @@ def test_split_and_order_change_nothing(seed, order, cut):
     logprobs, reference, labels = rows_of(seed)
     whole = make(logprobs, reference, labels=labels, baseline=0.4)
     denominators = totals(whole)
-    parts = [
-        make([logprobs[i] for i in places], [reference[i] for i in places], labels=[labels[i] for i in places], baseline=0.4)
-        for places in (order[:cut], order[cut:])
-    ]  # fmt: skip
+    parts = []
+    for places in (order[:cut], order[cut:]):
+        rows, base = [logprobs[i] for i in places], [reference[i] for i in places]
+        parts.append(make(rows, base, labels=[labels[i] for i in places], baseline=0.4))
     one = loss_of(whole, desirable_weight=1.4)
     many = [loss_of(part, denominators, desirable_weight=1.4) for part in parts]
     assert sum(output.loss.item() for output in many) == pytest.approx(one.loss.item(), abs=1e-9)

@@ -300,9 +300,17 @@ def test_certain_tokens_have_finite_odds():
     assert gradient(output, batch) == [-0.5, -0.5, 0.0], "NLL alone: at the cap the odds term has no slope"
 
 
+@pytest.mark.parametrize("name", ["apo-zero", "apo-down"])
+def test_a_nearly_won_pair_keeps_its_digits(name):
+    """1 − σ(20) is 2e-9; in fp32, taken as a difference, it would be 0. Down: Δ_w = −20 and h = 20."""
+    chosen, rejected = ([-1.0], [-41.0]) if name == "apo-zero" else ([-41.0], [-61.0])
+    batch = make([chosen, rejected], [[-21.0], [-21.0]], [(0, 1)], dtype=torch.float32)
+    assert loss_of(name, batch, beta=1.0).loss.item() == pytest.approx(2 * math.exp(-20.0), rel=1e-4)
+
+
 @pytest.mark.parametrize("exponent", [-5.9, -3.0, -1.0, math.log10(math.log(2)), 0.5, 2.0, 4.0])
 def test_log_odds_keep_their_digits_in_fp32(exponent):
-    """Both sides of log(1 − e^l)'s two forms, against fp64, whose naive form is right to 1e-9 here."""
+    """Against fp64, and its naive form, which is right to 1e-9 here."""
     logp = float(torch.tensor(-(10.0**exponent)))  # a number that fp32 has
     batch = make([[logp], [-0.7]], None, [(0, 1)], dtype=torch.float32)
     half = make([[logp], [-0.7]], None, [(0, 1)])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import peft
 import pytest
 import torch
 import transformers as tf
+import yaml
 from peft import PeftModel
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from preftune.config import LoraConfig, ModelConfig
 from preftune.engine.forward import Engine
 from preftune.errors import ModelError, UsageError
 from preftune.models.loading import Policy, load_policy, merge
+from preftune.recipes import resolve
 from tests.engine import zoo
 from tests.engine.plain import engine_values, furthest, gradients, plain_values, relative_l2, some_groups, weighted_sum
 from tests.models.test_loading import IDS, fails, logits, shake, tokenizer
@@ -99,7 +102,7 @@ def close(a: Tensor, b: Tensor, atol: float = 1e-5) -> None:
 # --- what final/ holds ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma2"])  # free and tied heads, Conv1D, a soft-cap
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])  # a free head, a tied one, Conv1D
 @pytest.mark.parametrize("mode", MODES)
 def test_final_is_what_was_trained(given: Given, kind: str, mode: str, tmp_path: Path) -> None:
     adapter = given(kind)
@@ -481,6 +484,21 @@ def test_the_engine_sees_the_same_adapters(given: Given, kind: str, mode: str) -
         assert furthest(again, got) == 0.0
 
 
+def test_a_model_saved_behind_the_engine_is_plain(given: Given, tmp_path: Path) -> None:
+    """Nothing of the engine's own attention in the saved folder, nor in the live model's way."""
+    policy = load_policy(ModelConfig(path=str(given()), **MODES["merge"]))
+    engine = Engine(policy, mode="shared")
+    shake(policy)
+    groups = some_groups()
+    with torch.no_grad():
+        before, _ = engine_values(engine, groups)
+        policy.save(tmp_path / "final")
+        assert furthest(engine_values(engine, groups)[0], before) == 0.0
+        with policy.merged():
+            assert furthest(engine_values(engine, groups)[0], before) <= 1e-4
+        assert furthest(plain_values(plain(tmp_path / "final"), groups)[0], before) <= 1e-4
+
+
 # --- what can't be ---------------------------------------------------------------------------------------------
 
 
@@ -532,7 +550,9 @@ def test_an_adapter_of_another_base(given: Given, tmp_path: Path) -> None:
         tf.LlamaForCausalLM(tf.LlamaConfig(**settings)).save_pretrained(tmp_path / name)
         tokenizer().save_pretrained(tmp_path / name)
         shutil.rmtree(tmp_path / "changed", ignore_errors=True)
-        folder = with_settings(given(), tmp_path, base_model_name_or_path=str(tmp_path / name))
+        # named by their last part alone, the targets are found in every layer of a longer base too
+        adapter = given(target_modules=["q_proj"])
+        folder = with_settings(adapter, tmp_path, base_model_name_or_path=str(tmp_path / name))
         for mode in ("continue-start", "stack", "merge"):
             with pytest.raises(ModelError, match="can't load the adapter in") as caught:
                 load_policy(ModelConfig(path=str(folder), **MODES[mode]))
@@ -578,10 +598,10 @@ def test_adapters_that_are_more_than_a_sum(
 
 @pytest.mark.parametrize("kind", ["dora", "whole", "bias"])
 def test_what_can_only_be_merged_is_merged(given: Given, kind: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
+    kinds: dict[str, dict[str, Any]] = {
         "dora": {"use_dora": True}, "whole": {"modules_to_save": ["lm_head"]}, "bias": {"lora_bias": True},
-    }[kind]  # fmt: skip
-    adapter = given("qwen2", target_modules=["q_proj", "k_proj"], **settings)
+    }  # fmt: skip
+    adapter = given("qwen2", target_modules=["q_proj", "k_proj"], **kinds[kind])
     policy = load_policy(ModelConfig(path=str(adapter), **MODES["merge"]))
     close(logits(policy.model), logits(plain(adapter)), 3e-5)
     shake(policy)
@@ -593,3 +613,16 @@ def test_what_can_only_be_merged_is_merged(given: Given, kind: str, tmp_path: Pa
 def test_a_new_adapter_on_layers_that_do_not_exist(given: Given, mode: Any) -> None:
     config = ModelConfig(path=str(given()), on_adapter=mode, lora=LoraConfig(targets=["q_proj_of_another"]))
     fails(config, "model.lora.targets", "q_proj_of_another")
+
+
+# --- the page in the docs --------------------------------------------------------------------------------------
+
+
+def test_the_page_has_every_choice() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(\w+)`(?:, (with|without) `model\.lora`)? \|", text, re.MULTILINE)
+    told = [choice for choice in told if choice[0] != "model"]
+    choices: Any = get_args(get_args(ModelConfig.model_fields["on_adapter"].annotation)[0])
+    assert {name for name, _ in told} == set(choices)
+    for block in re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        assert resolve(yaml.safe_load(block)).stages[0].model.on_adapter == "stack"

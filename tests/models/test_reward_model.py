@@ -302,6 +302,38 @@ def test_dropout_is_off(tmp_path: Path) -> None:
     assert engine.rate(some_groups(), 1000) == still != moved  # LoRA's own dropout, in training only
 
 
+def test_a_model_that_pads_with_its_eos_is_said(base: Path, tmp_path: Path) -> None:
+    """Trained elsewhere with pad = EOS: plain transformers skips the final EOS there, and the engine never does."""
+    reward = load_reward(ModelConfig(path=str(base)))
+    assert "pad token" not in reward.lineage
+    shake(reward)
+    reward.save(tmp_path / "saved")
+    settings = json.loads((tmp_path / "saved" / "config.json").read_text())
+    settings["pad_token_id"] = 2
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(settings))
+    again = load_reward(ModelConfig(path=str(tmp_path / "saved")), trainable=False)
+    assert "its pad token is an EOS" in again.lineage
+    torch.testing.assert_close(rated(again, ending_in_eos()), rated(reward, ending_in_eos()), atol=0, rtol=0)
+
+
+def test_saving_in_the_middle_of_training(base: Path, tmp_path: Path) -> None:
+    """With gradients, recomputed layers and dropout on, an adapter is copied and merged all the same."""
+    reward = load_reward(
+        ModelConfig(path=str(base), lora=LoraConfig(r=3, alpha=6.0, dropout=0.1), gradient_checkpointing=True)
+    )
+    shake(reward)
+    mine = rated(reward, some_groups())
+    engine = Engine(reward)
+    reward.train_mode(True)
+    (packed,) = engine.pack(some_groups(), 1000)
+    engine.scores(packed).sum().backward()  # type: ignore[no-untyped-call]
+    grads = {n: p.grad.clone() for n, p in reward.trainable() if p.grad is not None}
+    reward.save(tmp_path / "saved")
+    assert len(grads) == len(reward.trainable())
+    assert all(p.grad is not None and torch.equal(p.grad, grads[n]) for n, p in reward.trainable())
+    torch.testing.assert_close(padded_scores(tmp_path / "saved", some_groups()), mine, atol=1e-5, rtol=0)
+
+
 def test_a_16_bit_base_trains_its_head_in_32(base: Path, tmp_path: Path) -> None:
     reward = load_reward(ModelConfig(path=str(base), lora=LORA, dtype="bfloat16"))
     assert {p.dtype for _, p in reward.trainable()} == {torch.float32}

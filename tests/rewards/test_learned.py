@@ -14,6 +14,7 @@ import torch
 
 from preftune.config import Recipe, RewardConfig
 from preftune.errors import ModelError, RewardError, UsageError
+from preftune.models.reward import load_reward
 from preftune.recipes import resolve
 from preftune.records import Completion, Finish, Group, Message, Prompt
 from preftune.rewards import build_rewards
@@ -125,9 +126,12 @@ def test_a_row_that_is_too_long_is_named_and_never_cut(models: Path) -> None:
 def test_a_row_that_is_too_long_can_be_left_out(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[int]] = []
     rate = RewardReader.rate
-    monkeypatch.setattr(
-        RewardReader, "rate", lambda self, g: (calls.append([len(one.completions) for one in g]), rate(self, g))[1]
-    )
+
+    def counted(self: RewardReader, groups: Any) -> list[list[float]]:
+        calls.append([len(one.completions) for one in groups])
+        return rate(self, groups)
+
+    monkeypatch.setattr(RewardReader, "rate", counted)
     row = group("1+2=", completion("3"), completion(LONG), completion("4"))
     found = scores(models / "plain", row, group("x", completion("y")), on_error="skip")
     assert found[1] is None
@@ -164,7 +168,14 @@ def test_the_model_loads_once_and_before_any_completion(models: Path, monkeypatc
     assert len(loads) == 1
 
 
-def test_loading_draws_no_random_numbers(models: Path) -> None:
+def test_loading_takes_no_random_numbers_from_the_run(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even when the model's own code draws some while it is being made."""
+
+    def drawing(*args: Any, **kwargs: Any) -> Any:
+        torch.rand(7)
+        return load_reward(*args, **kwargs)
+
+    monkeypatch.setattr("preftune.models.reward.load_reward", drawing)
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -182,7 +193,7 @@ def test_what_is_no_reward_model_is_refused_at_once(models: Path, tmp_path: Path
         (tmp_path / "nothing", "does not exist"),
         (Path("stage:rm"), "stands for a stage of a recipe"),
     ):
-        with pytest.raises(ModelError, match=rf"^reward 'reward-model', args.path .*{path.name}: .*{message}"):
+        with pytest.raises(ModelError, match=rf"^reward 'reward-model' can't use args.path .*{path.name}: .*{message}"):
             scores(path, row)
 
 

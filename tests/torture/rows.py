@@ -30,7 +30,8 @@ TEXTS = [
     "{{ x }}",
     "\u202e",
 ]
-NAMES = ["prompt", "completion", "answer", "text", "messages", "prompts", "", "role", "content", "Prompt", "é"]
+NAMES = ["prompt", "completion", "answer", "text", "messages", "prompts", "", "role", "content", "Prompt", "é",
+         "chosen", "rejected", "label", "responses", "scores", "margin", "score", "rank", "model"]  # fmt: skip
 ROLES = ["system", "user", "assistant", "tool", "", "USER", "robot"]
 RAW = [b"", b"{", b"null", b"[]", b'"text"', b"12", b"{}", b"\xff\xfe{}", b"{'prompt': 'a'}", b'{"prompt": NaN}',
        b"[" * 3000, b'{"prompt": "a"} trailing', b"\xef\xbb\xbf" + b'{"prompt": "a"}', b'{"prompt": "a", "prompt": 5}',
@@ -65,18 +66,36 @@ def turns(rng: random.Random) -> list[Any]:
     return out
 
 
+def compared(line: dict[str, Any], rng: random.Random, plain: list[str]) -> None:
+    """Right values of the formats that compare completions."""
+    if "label" in line:
+        line["label"] = rng.choice([True, False])
+    if "rejected" in line and "prompt" not in line:
+        shared = [{"role": "user", "content": rng.choice(plain)}]
+        for name in ("chosen", "rejected"):
+            line[name] = [*shared, {"role": "assistant", "content": rng.choice(plain)}]
+    if "rejected" in line and rng.random() < 0.3:
+        line["rejected"] = [line["rejected"], line["rejected"]]
+    if "responses" in line:
+        line["responses"] = [{"text": rng.choice(plain), "score": rng.random()} for _ in range(rng.randint(1, 4))]
+
+
 def row(rng: random.Random) -> bytes:
     """One line: a right row in half of the cases, else one with slips, now and then no row at all."""
     dice = rng.random()
     if dice < 0.05:
         return rng.choice(RAW)
     plain = [text for text in TEXTS if text.strip() and text != "\ud800"]
-    shape = rng.choice([("prompt",), ("prompt", "completion"), ("text",), ("messages",), ("prompt", "answer")])
+    shape = rng.choice(
+        [("prompt",), ("prompt", "completion"), ("text",), ("messages",), ("prompt", "answer"), ("chosen", "rejected"),
+         ("prompt", "chosen", "rejected"), ("prompt", "completion", "label"), ("prompt", "responses")]
+    )  # fmt: skip
     line: dict[str, Any] = {name: rng.choice(plain) for name in shape}
     if "messages" in line:
         line["messages"] = [
             {"role": ("user", "assistant")[i % 2], "content": rng.choice(plain)} for i in range(2 * rng.randint(1, 3))
         ]
+    compared(line, rng, plain)
     if dice > 0.5:
         for _ in range(rng.randint(1, 3)):
             name = rng.choice([*shape, *NAMES])
@@ -121,6 +140,8 @@ def check_rows(folder: Path, count: int, seed: int = 0) -> dict[str, int]:
         for group in groups:
             assert group.prompt.ids, line
             assert all(0 <= i < len(tokenizer) for i in group.prompt.ids)
+            scored = [c.score is not None for c in group.completions]
+            assert all(scored) or not any(scored), line
             for c in group.completions:
                 assert len(c.ids) == len(c.mask) and c.ids[-1] in contract.eos_ids and any(c.mask), line
     return counts

@@ -106,7 +106,7 @@ def interrupt_at(monkeypatch, name: str, call: int) -> None:
 @pytest.mark.parametrize(
     ("where", "call", "saved"),
     [
-        ("make_batch", 4, 3),  # preparing step 4: it ends at once, step 3 is saved
+        ("_Prepared", 4, 3),  # preparing step 4: it ends at once, step 3 is saved
         ("backward", 7, 4),  # within step 4's updates: it ends after that step
         ("batch_metrics", 5, 5),
         ("measure", 2, 3),  # validation after step 3: it is made again
@@ -142,7 +142,7 @@ def test_a_finished_run_is_left_as_it_is(home: Path, unbroken: Path) -> None:
 
 def half_done(recipe: Recipe, folder: Path, monkeypatch, after: int = 5) -> None:
     with monkeypatch.context() as patch:
-        interrupt_at(patch, "make_batch", after + 1)
+        interrupt_at(patch, "_Prepared", after + 1)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, folder)
 
@@ -343,7 +343,7 @@ def test_two_processes_never_share_a_folder(home, tmp_path, monkeypatch) -> None
             run(recipe, folder, resume=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "make_batch", second)
+    monkeypatch.setattr(loop, "_Prepared", second)
     with pytest.raises(KeyboardInterrupt):
         run(recipe, folder)
 
@@ -424,7 +424,7 @@ def test_out_of_memory_says_what_to_change(home, unbroken, tmp_path, monkeypatch
 def test_other_errors_keep_their_traceback_and_a_checkpoint(home, unbroken, tmp_path, monkeypatch) -> None:
     recipe, folder = kill.recipe(home), tmp_path / "run"
     with monkeypatch.context() as patch:
-        honest, calls = loop.make_batch, 0
+        honest, calls = loop._Prepared, 0
 
         def broken(*args, **kwargs):
             nonlocal calls
@@ -433,7 +433,7 @@ def test_other_errors_keep_their_traceback_and_a_checkpoint(home, unbroken, tmp_
                 raise AttributeError("a defect of ours")
             return honest(*args, **kwargs)
 
-        patch.setattr(loop, "make_batch", broken)
+        patch.setattr(loop, "_Prepared", broken)
         with pytest.raises(AttributeError, match=r"a defect of ours"):
             run(recipe, folder)
     assert (folder / "checkpoints" / "step-5").is_dir()

@@ -24,8 +24,9 @@
   };
 
   function traces(chart, palette) {
+    if (chart.kind === "bars" || chart.kind === "dots") return figures(chart, palette);
     const format = chart.percent ? ".1%" : ".4~g";
-    const hover = `step %{x}: %{y:${format}}`;
+    const hover = `${chart.kind === "calibration" ? "said %{x:.1%}" : "step %{x}"}: %{y:${format}}`;
     const out = [];
     const shown = chart.series.filter((s) => s.style !== "raw");
     for (const s of chart.series) {
@@ -38,7 +39,13 @@
       if (s.style === "bold") trace.line.width = 2.5;
       if (s.x.length === 1) Object.assign(trace, { mode: "markers", marker: { color, size: 8 } });
       if (chart.kind === "stack") Object.assign(trace, { stackgroup: "one", line: { color, width: 0.5 }, fillcolor: faded(color, 0.75), hovertemplate: "%{y:.3~g} s" });
-      if (chart.kind === "points") {
+      if (chart.kind === "calibration") {
+        const ends = { color: faded(color, 0.6), thickness: 1.5, width: 4 };
+        const up = s.high.map((high, i) => high - s.y[i]), down = s.low.map((low, i) => s.y[i] - low);
+        const least = Math.min(0.5, ...s.x);
+        out.push({ x: [least, 1], y: [least, 1], mode: "lines", line: { color: palette[7], width: 1, dash: "dash" }, hoverinfo: "skip", showlegend: false });
+        Object.assign(trace, { mode: "lines+markers", marker: { color, size: 8 }, error_y: { type: "data", symmetric: false, array: up, arrayminus: down, ...ends } });
+      } else if (s.low) {
         const band = { x: s.x, type: "scatter", mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
         out.push({ ...band, y: s.low }, { ...band, y: s.high, fill: "tonexty", fillcolor: faded(color, 0.16) });
         Object.assign(trace, {
@@ -52,6 +59,17 @@
     return out;
   }
 
+  // Histograms and clouds of dots.
+  function figures(chart, palette) {
+    return chart.series.map((s) => {
+      const color = palette[s.color % palette.length];
+      const trace = { x: s.x, y: s.y, name: plain(s.name), showlegend: chart.series.length > 1 };
+      if (chart.kind === "bars") return { ...trace, type: "bar", width: s.width, marker: { color: faded(color, 0.5), line: { color, width: 1 } }, hovertemplate: "around %{x:.3~g}: %{y:.1%}" };
+      const size = s.x.length > 400 ? 4 : 6;
+      return { ...trace, type: "scatter", mode: "markers", marker: { color: faded(color, 0.55), size }, hovertemplate: "%{x} tokens: %{y:.3~g}" };
+    });
+  }
+
   function layout(chart, css) {
     const ink = css.getPropertyValue("--muted").trim();
     const grid = css.getPropertyValue("--line").trim();
@@ -62,24 +80,32 @@
     };
     if (chart.best !== null) mark(chart.best, `best: step ${chart.best}`, "dot", "center");
     for (const m of chart.marks) mark(m.x, m.label, "dash", "left");
+    if (chart.zero) shapes.push({ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: ink, width: 1, dash: "dot" } });
+    if (chart.kind === "dots" && chart.zero) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: ink, width: 1, dash: "dot" } });
+    const named = chart.series.length > 1, low = chart.xlabel ? 44 : 26;
     const values = chart.series.flatMap((s) => [...s.y, ...(s.low || []), ...(s.high || [])]).filter((y) => y !== null);
     // Plotly would widen a constant share to twice its size.
     const flat = chart.percent && Math.min(...values) === Math.max(...values);
     return {
-      autosize: true, height: chart.wide ? 300 : 230,
-      margin: { l: 52, r: 14, t: annotations.length ? 22 : 8, b: 26 },
+      autosize: true, height: chart.wide ? 300 : chart.xlabel ? 270 : 230,
+      margin: { l: chart.ylabel ? 64 : 52, r: 14, t: annotations.length ? 22 : chart.xlabel && named ? 28 : 8, b: low },
+      barmode: "overlay",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
-      xaxis: { gridcolor: grid, zeroline: false, linecolor: grid },
+      xaxis: {
+        gridcolor: grid, zeroline: false, linecolor: grid, title: chart.xlabel ? { text: plain(chart.xlabel), font: { size: 12 }, standoff: 6 } : undefined,
+        tickformat: chart.kind === "calibration" ? ".0%" : undefined,
+      },
       yaxis: {
-        gridcolor: grid, zeroline: false, type: chart.log ? "log" : "linear", rangemode: chart.kind === "stack" ? "tozero" : "normal",
+        title: chart.ylabel ? { text: plain(chart.ylabel), font: { size: 12 }, standoff: 6 } : undefined,
+        gridcolor: grid, zeroline: false, type: chart.log ? "log" : "linear", rangemode: chart.kind === "stack" || chart.kind === "bars" ? "tozero" : "normal",
         tickformat: chart.percent ? ".2~%" : undefined, exponentformat: "power", nticks: 6,
         dtick: chart.log && Math.max(...values) < 100 * Math.min(...values) ? "D2" : undefined, // ticks at 1, 2, 5
         range: flat ? [-0.03, 1.03] : undefined,
         ticksuffix: chart.kind === "stack" ? " s" : "",
       },
-      hovermode: "x unified", hoverlabel: { bgcolor: css.getPropertyValue("--card").trim(), bordercolor: grid },
-      legend: { orientation: "h", y: chart.wide ? -0.1 : -0.15, x: 0, yanchor: "top", traceorder: "normal", font: { size: 11 } },
+      hovermode: chart.xlabel ? "closest" : "x unified", hoverlabel: { bgcolor: css.getPropertyValue("--card").trim(), bordercolor: grid },
+      legend: chart.xlabel ? { orientation: "h", y: 1.02, x: 0, yanchor: "bottom", traceorder: "normal", font: { size: 11 } } : { orientation: "h", y: chart.wide ? -0.1 : -0.15, x: 0, yanchor: "top", traceorder: "normal", font: { size: 11 } },
       shapes, annotations,
     };
   }
