@@ -142,18 +142,20 @@ def _report(folder: Path) -> None:
 
 
 def _with_stages_resolved(recipe: Recipe, folder: Path, names: set[str]) -> Recipe:
-    """Replace `stage:NAME` by the folder that the stage wrote."""
+    """Replace `stage:NAME` by the folder that the stage wrote: in model.path, and where a reward is a model."""
+    rewards = []
+    for index, reward in enumerate(recipe.rewards):
+        given = reward.args.get("path")
+        if reward.name == "reward-model" and isinstance(given, str) and given.startswith(STAGE):
+            there = _final(recipe, f"rewards.{index}.args.path", given, folder, names)
+            reward = reward.model_copy(update={"args": {**reward.args, "path": str(there)}})
+        rewards.append(reward)
+    recipe = recipe.model_copy(update={"rewards": rewards})
     path = recipe.model.path
     if not path.startswith(STAGE):
         return recipe
     name = path.removeprefix(STAGE)
-    if name not in names:
-        raise UsageError(f"stage {recipe.name}: model.path {path} names no stage; there are {', '.join(sorted(names))}")
-    final = folder / name / "final"
-    if not final.is_dir():
-        raise PreftuneError(
-            f"stage {recipe.name} needs {final}, which stage {name} has not written; finish it with --resume"
-        )
+    final = _final(recipe, "model.path", path, folder, names)
     if recipe.model.on_adapter is not None and not (final / "adapter_config.json").exists():
         raise UsageError(
             f"stage {recipe.name}: model.on_adapter is {recipe.model.on_adapter}, but stage {name} wrote a whole "
@@ -161,3 +163,16 @@ def _with_stages_resolved(recipe: Recipe, folder: Path, names: set[str]) -> Reci
         )
     model = recipe.model.model_copy(update={"path": str(final)})
     return recipe.model_copy(update={"model": model})
+
+
+def _final(recipe: Recipe, field: str, path: str, folder: Path, names: set[str]) -> Path:
+    """The folder that `stage:NAME` in `field` stands for."""
+    name = path.removeprefix(STAGE)
+    if name not in names:
+        raise UsageError(f"stage {recipe.name}: {field} {path} names no stage; there are {', '.join(sorted(names))}")
+    final = folder / name / "final"
+    if not final.is_dir():
+        raise PreftuneError(
+            f"stage {recipe.name} needs {final}, which stage {name} has not written; finish it with --resume"
+        )
+    return final

@@ -38,7 +38,7 @@ def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterat
     if not _NAME.fullmatch(pipeline.name):
         yield 0, ("name",), f"got {pipeline.name!r}; {_NAME_RULE}"
     for index, recipe in enumerate(pipeline.stages):
-        earlier = [stage.name for stage in pipeline.stages[:index]]
+        earlier = {stage.name: stage for stage in pipeline.stages[:index]}
         for path, message in (
             *_method(recipe),
             *_length(recipe),
@@ -47,7 +47,7 @@ def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterat
             *_loss(recipe),
             *_measuring(recipe),
             *_references(recipe, earlier),
-            *_adapter(recipe, {stage.name: stage for stage in pipeline.stages[:index]}),
+            *_adapter(recipe, earlier),
         ):
             yield index, path, message
 
@@ -152,16 +152,32 @@ def _measuring(recipe: Recipe) -> Iterator[tuple[Path, str]]:
         yield ("eval", "patience"), "counts measurements, and eval.every is not given"
 
 
-def _references(recipe: Recipe, earlier: list[str]) -> Iterator[tuple[Path, str]]:
+def _references(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Path, str]]:
     for index, source in enumerate(recipe.data):
         if source.path.startswith(STAGE_REF):
-            yield ("data", index, "path"), f"{source.path} stands for a stage's model, so only model.path takes it"
-    value = recipe.model.path
-    name = value.removeprefix(STAGE_REF)
-    if value.startswith(STAGE_REF) and name not in earlier:
-        close = nearest(name, earlier)
-        known = f"earlier stages: {', '.join(earlier)}" if earlier else "there is no earlier stage"
-        yield ("model", "path"), f"{value} names no earlier stage; {f'did you mean stage:{close}?' if close else known}"
+            yield (
+                ("data", index, "path"),
+                f"{source.path} stands for a stage's model, so only model.path and the path of a reward-model take it",
+            )
+    if recipe.model.path.startswith(STAGE_REF):
+        yield from _unknown_stage(("model", "path"), recipe.model.path, earlier)
+    for index, reward in enumerate(recipe.rewards):
+        value = reward.args.get("path")
+        if reward.name != "reward-model" or not isinstance(value, str) or not value.startswith(STAGE_REF):
+            continue
+        place: Path = ("rewards", index, "args", "path")
+        yield from _unknown_stage(place, value, earlier)
+        before = earlier.get(value.removeprefix(STAGE_REF))
+        if before is not None and before.method != "reward":
+            yield place, f"stage {before.name} trains with {before.method}, so it is no reward model (method reward)"
+
+
+def _unknown_stage(place: Path, value: str, earlier: dict[str, Recipe]) -> Iterator[tuple[Path, str]]:
+    if (name := value.removeprefix(STAGE_REF)) in earlier:
+        return
+    close = nearest(name, earlier)
+    known = f"earlier stages: {', '.join(earlier)}" if earlier else "there is no earlier stage"
+    yield place, f"{value} names no earlier stage; {f'did you mean stage:{close}?' if close else known}"
 
 
 _ADAPTER_CHOICES = (

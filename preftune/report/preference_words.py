@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from preftune.methods import METHODS
 from preftune.report import words
 from preftune.report.answers import compares, is_untouched, loss_of
 from preftune.report.read import Run, short_path
@@ -28,8 +29,8 @@ NBSP = words.NBSP
 
 def is_score(run: Run) -> bool:
     """True for a reward model: its rewards are a head's scores, not log-ratios."""
-    loss = loss_of(run)
-    return loss is not None and loss.implicit == "score"
+    method = METHODS.get(run.method)
+    return method is not None and method.reads == "scores"
 
 
 def reward_name(run: Run) -> str:
