@@ -1,13 +1,15 @@
-"""A small language model of worked word problems, built on the spot, for trying recipes/gsm8k-grpo.yaml without a GPU.
+"""A small language model of worked word problems, built on the spot, for trying the gsm8k recipes without a GPU.
 
     python examples/gsm8k_small_model.py train.jsonl --output runs/gsm8k-small-model
+    python examples/gsm8k_small_model.py train.jsonl --layout notes …      for examples/gsm8k_preferences.py
 
 The file has GSM8K's columns: `question`, and `answer` with the working, notes in <<…>> and the number after ####.
 A byte-level BPE tokenizer learns its merges from the texts, and a Qwen3 of about three million parameters with random
 weights learns the texts by preftune's own `sft` method, format `text`. What comes out writes in the manner of worked
 solutions and can't do sums: a base model in miniature. Most texts end in #### and the number; every eighth has the
 recipe's tags instead, as large base models have met mark-up of all kinds. It has no chat template and has never seen
-the system prompt.
+the system prompt. With `--layout notes` all texts keep their <<…>> and end in A: and the number, as the solutions do
+that the preference recipes (gsm8k-dpo, -kto, -reward) read.
 
 The rows held out here are those that the recipe holds out (same file, same seed, same number), so the recipe's
 evaluation is on problems that no weight of this model has been trained on.
@@ -31,19 +33,25 @@ COLUMNS = {
     "prompt": "question",
     "number": {"from": "answer", "match": r"####\s*(\S.*)$", "replace": [[",", ""]]},
     "working": {"from": "answer", "replace": [["<<[^<>]*>>", ""], [r"\s*####[^\n]*\s*$", ""]]},
+    "notes": {"from": "answer", "replace": [[r"\s*####[^\n]*\s*$", ""]]},
 }
 PLAIN = "{question}\n{working}\n#### {number}"
 MARKED_UP = "{question}\n<start_working_out>{working}<end_working_out><SOLUTION>{number}</SOLUTION>"
 MARKED_UP_EVERY = 8
+NOTES = "{question}\n{notes}\nA: {number}"
 
 
-def write_texts(data: Path, out: Path) -> list[str]:
-    """One text per row of `data`, in its order, so that the same rows are held out. Written as JSONL to `out`."""
+def write_texts(data: Path, out: Path, layout: str = "tags") -> list[str]:
+    """One text per row of `data`, in its order, so that the same rows are held out. Written as JSONL to `out`.
+
+    Args:
+        layout: "tags": some texts have the tags of recipes/gsm8k-grpo.yaml; "notes": all keep their calculator notes.
+    """
     source = SourceConfig.model_validate({"path": str(data), "columns": COLUMNS, "format": "prompt"})
     texts = []
     for i, example in enumerate(load_examples([source], seed=0).examples):
-        layout = MARKED_UP if i % MARKED_UP_EVERY == 0 else PLAIN
-        texts.append(layout.format(question=example.prompt, **example.columns))
+        form = NOTES if layout == "notes" else MARKED_UP if i % MARKED_UP_EVERY == 0 else PLAIN
+        texts.append(form.format(question=example.prompt, **example.columns))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return texts
@@ -131,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/gsm8k-small-model"), help="run folder of the training"
     )
+    parser.add_argument("--layout", choices=("tags", "notes"), default="tags", help="how the texts are written")
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=8, help="texts per step")
     parser.add_argument("--vocabulary", type=int, default=2048, help="tokens, at most")
@@ -140,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = given.output.with_name(f"{given.output.name}-start")
     try:
         corpus = start / "texts.jsonl"
-        build(write_texts(given.data, corpus), start, vocabulary=given.vocabulary, seed=given.seed)
+        build(write_texts(given.data, corpus, given.layout), start, vocabulary=given.vocabulary, seed=given.seed)
         final = train(
             corpus,
             start,

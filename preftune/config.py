@@ -290,7 +290,12 @@ class TrainConfig(Strict):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW β₂")
     adam_eps: float = Field(1e-8, gt=0, description="AdamW ε")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
-    max_tokens_per_batch: int = Field(8192, ge=1, description="tokens of one packed forward pass")
+    max_tokens_per_batch: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of one packed forward pass; default: 8192 on a GPU, on a CPU what the largest group needs, "
+        "from 2048 to 8192",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="autocast; auto: bf16 on CUDA, fp32 on CPU")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import preftune
 from preftune.config import SamplingConfig, TokensConfig
@@ -41,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_every_example_has_a_test() -> None:
-    tested = {"own_reward", "trl_reward", "sft_then_grpo", "new_method", "lookup_tool"}
+    tested = {"own_reward", "trl_reward", "sft_then_grpo", "new_method", "lookup_tool", "gsm8k_preferences"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested | {"gsm8k_small_model"}  # that one: see below
 
 
@@ -183,6 +184,111 @@ def test_new_method(example: Callable[[str], ModuleType], model: str, tmp_path: 
     assert sum(found[-3:]) / 3 > sum(found[:3]) / 3 + 0.1
     certificate = json.loads((result.folder / "certificate.json").read_text(encoding="utf-8"))
     assert certificate["passed"] is True and len(certificate["checks"]) == 3
+
+
+def test_gsm8k_preferences_numbers(example: Callable[[str], ModuleType]) -> None:
+    """Five solutions of two questions, by hand."""
+    it = example("gsm8k_preferences")
+    one = {
+        (1, "human"): it.Solution("rrrr", True), (1, "a"): it.Solution("rr", True), (1, "b"): it.Solution("www", False),
+        (2, "a"): it.Solution("wwww", False), (2, "b"): it.Solution("rrrrr", True),
+    }  # fmt: skip
+    able = it.skill(one, [1, 2])
+    assert able == {"human": 1.0, "a": 0.5, "b": 0.5}
+    pairs = it.make_pairs(one, [1, 2], {"human": 1.0, "a": 0.4, "b": 0.6}, 0)
+    assert pairs == [
+        it.Pair(0, (1, "human"), (1, "b"), shorter=False, abler=True),
+        it.Pair(0, (1, "a"), (1, "b"), shorter=True, abler=False),
+        it.Pair(0, (2, "b"), (2, "a"), shorter=False, abler=True),
+    ]
+    assert it.without_human(pairs) == pairs[1:]
+    scores = [{(1, "human"): 0.0, (1, "a"): 2.0, (1, "b"): 1.0, (2, "a"): 3.0, (2, "b"): 3.0}]
+    wins = [(pair, it.won(scores, pair)) for pair in pairs]
+    assert [value for _, value in wins] == [0.0, 1.0, 0.5]
+
+    # Question 1 has ½ over its two pairs, question 2 has ½: no deviation, so no bounds.
+    overall = it.accuracy(wins)
+    assert (overall.value, overall.is_bounded, overall.n) == (0.5, False, 2)
+    # Questions 1 and 2 in both cells: means ½ and ¾, deviations (½, −½)/2/2 and (¼, −¼)/2/2 add up to ±3/16;
+    # half-width t(1)·sqrt(2 · 9/256 · 2/1) = 12.706 · 0.375.
+    found = it.mean_of_cells([[(1, 1.0), (2, 0.0)], [(1, 1.0), (2, 0.5)]])
+    assert (found.value, found.high - found.value) == (0.625, pytest.approx(12.7062 * 0.375, rel=1e-4))
+    # The same question in two seeds is one unit: t's usual interval of its means.
+    twice = it.mean_of_cells([[(1, 1.0), (1, 1.0), (2, 0.0), (2, 0.0), (3, 0.0), (3, 0.0)]])
+    assert (twice.value, twice.high - twice.value, twice.n) == (
+        pytest.approx(1 / 3), pytest.approx(4.30265 * (1 / 3**0.5) / 3**0.5, rel=1e-4), 3,
+    )  # fmt: skip
+
+    # A fit on right solutions that are all the shorter ones, by whichever writer, prefers short ones.
+    shorter = {
+        (q, w): it.Solution("x" * (3 + 5 * wrong), not wrong)
+        for q in range(8) for w, wrong in (("a", q % 2), ("b", 1 - q % 2))
+    }  # fmt: skip
+    prefers = it.fit_length_and_writer(shorter, it.make_pairs(shorter, range(8), {"a": 0.5, "b": 0.5}, 0))
+    assert all(prefers(p.right) > prefers(p.wrong) for p in it.make_pairs(shorter, range(8), {"a": 1, "b": 0}, 0))
+
+
+def test_gsm8k_preferences(
+    example: Callable[[str], ModuleType], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """All runs and controls on rows of our own. Started again, it trains nothing and says the same."""
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
+    rows = []
+    for i in range(1, 25):
+        marks = (i % 3 > 0, i % 2 > 0)  # both right, one of them, none
+        texts = [f"{'so ' * (i % 5 + k)}{i + 2 + (not mark)}\nA: {i + 2 + (not mark)}" for k, mark in enumerate(marks)]
+        rows.append({
+            "question": f"Ann has {i} pens and gets 2 more?",
+            "reference": f"{i}+2={i + 2}\nA: {i + 2}",
+            "responses": [
+                {"model": f"writer-{k}", "text": text, "correct": mark}
+                for k, (text, mark) in enumerate(zip(texts, marks, strict=True))
+            ],
+        })  # fmt: skip
+    data = tiny.write(tmp_path / "solutions.jsonl", rows)
+    output = tmp_path / "runs"
+    it = example("gsm8k_preferences")
+    given = [
+        "unused.jsonl", str(data), "--output", str(output), "--model", model, "--seeds", "1",
+        "--train.epochs", "1", "--train.batch_size", "8", "--eval.holdout", "9",
+        "--kto.train.batch_size", "5",
+    ]  # fmt: skip
+    assert it.main(given) == 0
+    said = capsys.readouterr().out
+    text = (output / "results.md").read_text(encoding="utf-8")
+    assert text in said
+    for name in ("reward model", "KTO, log π", "length and writer, fitted", "control: DPO, shuffled labels"):
+        assert f"| {name} | " in text
+    folders = sorted(path.parent.name for path in output.glob("*/summary.json"))
+    assert len(folders) == 6
+
+    sizes = {
+        name: yaml.safe_load((output / f"{name}-0" / "recipe.yaml").read_text(encoding="utf-8"))["train"]["batch_size"]
+        for name in ("reward", "kto")
+    }
+    assert sizes == {"reward": 8, "kto": 5}
+
+    # Shuffling moves the marks within a question and keeps their number; the human takes part where it is used.
+    for name in ("reward", "dpo"):
+        marks = [[r["correct"] for r in line["responses"]] for line in tiny.lines(output / f"{name}-0-shuffled.jsonl")]
+        true = [[r["correct"] for r in row["responses"]] + [True] * (name == "dpo") for row in rows]
+        assert marks != true and [sorted(m) for m in marks] == [sorted(t) for t in true]
+    # The three methods measure the same questions, and the scores are those of the run.
+    found = {name: it.read_scores(output / f"{name}-0")["reward after"] for name in ("reward", "dpo", "kto")}
+    questions = {name: {question for question, _ in scores} for name, scores in found.items()}
+    assert questions["reward"] <= questions["dpo"] <= questions["kto"] and len(questions["kto"]) == 9
+    _, solutions = it.read_solutions(data)
+    pairs = it.make_pairs(solutions, questions["reward"], {"writer-0": 1, "writer-1": 0, "human": 1}, 0)
+    values = [(p, it.won([found["reward"]], p)) for p in it.without_human(pairs)]
+    summary = json.loads((output / "reward-0" / "summary.json").read_text(encoding="utf-8"))
+    assert it.accuracy(values).value == pytest.approx(summary["after"]["validation"]["rewards/accuracy"]["value"])
+
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("summary.json")}
+    assert it.main(given) == 0
+    assert (output / "results.md").read_text(encoding="utf-8") == text
+    assert before == {path: path.stat().st_mtime_ns for path in output.rglob("summary.json")}
+    with pytest.raises(SystemExit):
+        it.main([*given, "--surprise"])
 
 
 class Scripted:

@@ -78,6 +78,11 @@ def test_the_small_model_learns_one_text_per_row_in_the_rows_order(small_model: 
     assert texts[9].split("\n")[1:] == ["Eva has 3*1500 = 4,500 pens.", "#### 4500"]
 
 
+def test_its_other_layout_is_that_of_the_solutions(gsm8k_file: Path, tmp_path: Path) -> None:
+    texts = _script("examples/gsm8k_small_model.py").write_texts(gsm8k_file, tmp_path / "texts.jsonl", "notes")
+    assert texts[9].split("\n")[1:] == ["Eva has 3*1500 = <<3*1500=4500>>4,500 pens.", "A: 4500"]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_names_its_command(path: Path) -> None:
     pipeline = load_recipe(path)

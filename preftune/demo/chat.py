@@ -34,9 +34,9 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 Style: TypeAlias = Literal["friendly", "stiff"]
 Kind: TypeAlias = Literal["style", "topic", "trap"]
 
-SIZES: dict[Split, int] = {"train": 76, "validation": 12, "test": 40}
+SIZES: dict[Split, int] = {"train": 88, "validation": 10, "test": 30}
 """Topics of each split."""
-KINDS: dict[Kind, float] = {"style": 0.5, "topic": 0.25, "trap": 0.25}
+KINDS: dict[Kind, float] = {"style": 0.5, "topic": 0.3, "trap": 0.2}
 """Shares of the kinds of pairs."""
 
 
@@ -173,9 +173,9 @@ def reply(rng: random.Random, topic: str, style: Style, *, details_of: str | Non
 
 
 def off_topic(rng: random.Random, topic: str, style: Style, others: Sequence[str]) -> str:
-    """A reply about another topic, or (one in three) one that names the topic but tells of another's details."""
+    """A reply about another topic, or (one in four) one that names the topic but tells of another's details."""
     other = rng.choice([name for name in others if name != topic])
-    return reply(rng, topic, style, details_of=other) if rng.random() < 1 / 3 else reply(rng, other, style)
+    return reply(rng, topic, style, details_of=other) if rng.random() < 1 / 4 else reply(rng, other, style)
 
 
 def pairs(split: Split, seed: int, kinds: Mapping[Kind, float] = KINDS) -> Iterator[Pair]:

@@ -24,9 +24,9 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-FRIENDLY_SHARE = 0.15
+FRIENDLY_SHARE = 0.25
 """Share of friendly replies among those that the base learns from."""
-OFF_TOPIC_SHARE = 0.1
+OFF_TOPIC_SHARE = 0.05
 """Share of replies of either style that talk about something else."""
 WORD = r"[^\W\d_]+(?:'[^\W\d_]+)?"
 SPREAD = 0.05
@@ -34,7 +34,7 @@ SPREAD = 0.05
 KINSHIP = 1.5
 """How far a topic's words are moved together at the start, in units of SPREAD."""
 ROWS_PER_STEP = 32
-STEPS = 600
+STEPS = 1000
 
 
 def vocabulary() -> list[str]:

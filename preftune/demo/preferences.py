@@ -19,11 +19,20 @@ from preftune.errors import UsageError
 Method: TypeAlias = Literal["dpo", "kto", "reward"]
 
 METHODS: tuple[Method, ...] = ("dpo", "kto", "reward")
-ROWS_PER_TOPIC = 8
+ROWS_PER_TOPIC = 10
 """Held-out rows about each topic."""
 TRAIN_ROWS = 1600
 MARKED_KINDS: dict[Kind, float] = {"style": 0.6, "topic": 0.4}
 """Kinds of pairs behind marked replies: a stiff reply on topic is bad in one and never good in another."""
+STYLE_KINDS: dict[Kind, float] = {"style": 1.0}
+"""Kinds of pairs for the reward model: friendly over stiff, all on topic. It learns the other kinds too slowly and
+unreliably to be shown in minutes: to tell topics that no pair speaks of apart is more than style (docs/log.md)."""
+FILES: dict[Method, tuple[str, str]] = {
+    "dpo": ("pairs.jsonl", "{split}.jsonl"),
+    "kto": ("marked.jsonl", "{split}.jsonl"),
+    "reward": ("styles.jsonl", "styles-{split}.jsonl"),
+}
+"""What each method trains on, and what it is measured on."""
 GOAL = "reward/friendly_on_topic"
 
 MEASURED = [
@@ -34,10 +43,14 @@ MEASURED = [
 ]
 """What sampled answers are measured by. No method here trains on them."""
 
+BETA = 0.5
+"""Five times the usual 0.1. A base of this size forgets its language before a weak pull to the reference is felt: with
+0.1 DPO won its pairs by broken sentences (docs/log.md)."""
+
 TRAINING: dict[Method, dict[str, Any]] = {
     "dpo": {"steps": 100, "batch_size": 16, "learning_rate": 3e-4},
     "kto": {"steps": 100, "batch_size": 32, "learning_rate": 3e-4},
-    "reward": {"steps": 100, "batch_size": 16, "learning_rate": 5e-4},
+    "reward": {"steps": 60, "batch_size": 16, "learning_rate": 3e-4},
 }
 
 
@@ -51,21 +64,26 @@ def write_task(folder: Path, seed: int, *, rows: int = TRAIN_ROWS, shuffled: boo
             anew among the marked replies. Held-out rows stay as they are.
     """
     rng = random.Random(f"rows/{seed}")
-    wanted = [preference(pair) for pair in islice(pairs("train", seed), rows)]
+    files: dict[str, list[dict[str, Any]]] = {
+        "pairs": [preference(pair) for pair in islice(pairs("train", seed), rows)],
+        "styles": [preference(pair) for pair in islice(pairs("train", seed, STYLE_KINDS), rows)],
+    }
     replies = [
         marked(pair, good=rng.random() < 0.5) for pair in islice(pairs("train", seed + 1000, MARKED_KINDS), rows)
     ]
     if shuffled:
-        wanted = [_swapped(row) if rng.random() < 0.5 else row for row in wanted]
+        files = {name: [_swapped(row) if rng.random() < 0.5 else row for row in some] for name, some in files.items()}
         labels = [row["label"] for row in replies]
         rng.shuffle(labels)
         replies = [{**row, "label": label} for row, label in zip(replies, labels, strict=True)]
-    write_rows(folder / "train.jsonl", wanted)
-    write_rows(folder / "marked.jsonl", replies)
+    files["marked"] = replies
     held_out: tuple[Split, ...] = ("validation", "test")
     for split in held_out:
-        some = islice(pairs(split, seed), ROWS_PER_TOPIC * SIZES[split])
-        write_rows(folder / f"{split}.jsonl", map(preference, some))
+        count = ROWS_PER_TOPIC * SIZES[split]
+        files[split] = [preference(pair) for pair in islice(pairs(split, seed), count)]
+        files[f"styles-{split}"] = [preference(pair) for pair in islice(pairs(split, seed, STYLE_KINDS), count)]
+    for name, some in files.items():
+        write_rows(folder / f"{name}.jsonl", some)
 
 
 def _swapped(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,13 +94,14 @@ def recipe(method: Method, base: Path, data: Path, output: Path, seed: int, step
     """The recipe of a demo. Full weights: an adapter saves nothing at half a million parameters."""
     training = dict(TRAINING[method])
     training["steps"] = steps or training["steps"]
+    trained, held_out = FILES[method]
     out: dict[str, Any] = {
         "method": method,
         "name": method,
         "output": str(output),
         "seed": seed,
         "model": {"path": str(base)},
-        "data": [{"path": str(data / ("marked.jsonl" if method == "kto" else "train.jsonl"))}],
+        "data": [{"path": str(data / trained)}],
         "train": {
             **training,
             "schedule": "linear",
@@ -90,8 +109,8 @@ def recipe(method: Method, base: Path, data: Path, output: Path, seed: int, step
             "checkpoint_every": 10_000,
         },
         "eval": {
-            "data": [{"path": str(data / "validation.jsonl")}],
-            "test": [{"path": str(data / "test.jsonl")}],
+            "data": [{"path": str(data / held_out.format(split="validation"))}],
+            "test": [{"path": str(data / held_out.format(split="test"))}],
             "every": max(1, training["steps"] // 4),
             "best": "rewards/accuracy" if method == "reward" else GOAL,
         },
@@ -103,6 +122,7 @@ def recipe(method: Method, base: Path, data: Path, output: Path, seed: int, step
         out["sampling"] = {"max_tokens": 64, "temperature": 1.0}
         out["eval"]["temperature"] = 1.0
         out["train"]["reference_cache"] = str(data / "reference")
+        out["loss"] = {"beta": BETA}
     return out
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.demo.chat import KINDS, SIZES, words_of
+from preftune.demo.chat import SIZES, words_of
 from preftune.demo.chat_base import FRIENDLY_SHARE, OFF_TOPIC_SHARE, build_base
 from preftune.demo.chat_base import STEPS as BASE_STEPS
-from preftune.demo.preferences import GOAL, ROWS_PER_TOPIC, Method, recipe, write_task
+from preftune.demo.preferences import FILES, GOAL, ROWS_PER_TOPIC, Method, recipe, write_task
 from preftune.intervals import Interval, mean_interval, paired_difference
 
 ACCURACY = "rewards/accuracy"
@@ -39,7 +39,6 @@ class Arm:
     after: Rows
     last: Sequence[float]
     topics: Sequence[str]
-    kinds: Sequence[str]
     longer_wins: Sequence[float]
     seconds: float
 
@@ -63,7 +62,8 @@ def run_seed(folder: Path, seed: int, methods: Sequence[Method], *, quick: bool)
             output = folder / (method if real else f"{method}-control")
             start = time.perf_counter()
             run_pipeline(resolve(recipe(method, base, data, output, seed, 4 if quick else None)))
-            arms[method, real] = read_arm(output, data / "test.jsonl", goal_of(method), time.perf_counter() - start)
+            test = data / FILES[method][1].format(split="test")
+            arms[method, real] = read_arm(output, test, goal_of(method), time.perf_counter() - start)
     return arms
 
 
@@ -80,8 +80,7 @@ def read_arm(folder: Path, test: Path, goal: str, seconds: float) -> Arm:
     lengths = [[len(words_of(pair[side][0]["content"])) for side in ("chosen", "rejected")] for pair in pairs]
     return Arm(
         rows("test", 0), rows("test", summary["best_step"]), rows("validation", summary["steps"])[goal],
-        [pair["topic"] for pair in pairs], [pair["kind"] for pair in pairs],
-        [(a > b) + (a == b) / 2 for a, b in lengths], seconds,
+        [pair["topic"] for pair in pairs], [(a > b) + (a == b) / 2 for a, b in lengths], seconds,
     )  # fmt: skip
 
 
@@ -106,7 +105,7 @@ def section(method: Method, results: Mapping[int, Mapping[tuple[Method, bool], A
             lines.append(_row(label, str(seed), [arm], goal))
         lines.append(_row(f"**{label}**", "all", list(arms.values()), goal))
     true = {seed: found[method, True] for seed, found in results.items()}
-    lines += ["", *(_kinds(true) if method == "reward" else _parts(true))]
+    lines += ["", *(_lengths(true) if method == "reward" else _parts(true))]
     times = [arm.seconds for arm in true.values()]
     lines += [
         "",
@@ -116,9 +115,10 @@ def section(method: Method, results: Mapping[int, Mapping[tuple[Method, bool], A
 
 
 def _introduction(method: Method, seeds: Sequence[int]) -> str:
+    extra = "" if method == "reward" else ", and friendly ones off topic lose"
     text = (
         f"The task of `preftune demo {method}` over seeds {', '.join(map(str, seeds))}: friendly, personal replies are "
-        "preferred over stiff ones, and any reply on topic over a friendly one that is off topic. The base, half a "
+        f"preferred over stiff ones{extra}. The base, half a "
         f"million parameters trained on the spot, writes {100 * FRIENDLY_SHARE:.0f} % friendly replies and "
         f"{100 * OFF_TOPIC_SHARE:.0f} % off topic. It has met all {sum(SIZES.values())} topics, for it must know their "
         f"words; the preferences speak of {SIZES['train']} of them, {SIZES['validation']} others choose the checkpoint "
@@ -165,22 +165,13 @@ def _parts(arms: Mapping[int, Arm]) -> list[str]:
     return lines
 
 
-def _kinds(arms: Mapping[int, Arm]) -> list[str]:
-    lines = [
-        "Accuracy by kind of pair, after training: friendly over stiff, both on topic (style); on topic over off "
-        "topic, both friendly (topic); stiff and on topic over friendly and off topic (trap). The last column is the "
-        "accuracy of preferring the longer reply.",
-        "",
-        "| seed | " + " | ".join(KINDS) + " | the longer one |",
-        "|---" * (len(KINDS) + 2) + "|",
+def _lengths(arms: Mapping[int, Arm]) -> list[str]:
+    shares = ", ".join(f"{100 * _mean(arm.longer_wins):.1f} % (seed {seed})" for seed, arm in arms.items())
+    return [
+        f"Length does not give the answer away: to prefer the longer reply would be right for {shares}. All replies "
+        "are on topic here: this model knows about style and nothing about topics, so a policy trained against it "
+        "alone could wander off."
     ]
-    for seed, arm in arms.items():
-        cells = []
-        for kind in KINDS:
-            own = [v for v, k in zip(arm.after[ACCURACY], arm.kinds, strict=True) if k == kind]
-            cells.append(f"{100 * _mean(own):.1f} % of {len(own)}")
-        lines.append(f"| {seed} | " + " | ".join(cells) + f" | {100 * _mean(arm.longer_wins):.1f} % |")
-    return lines
 
 
 def _mean(values: Sequence[float]) -> float:

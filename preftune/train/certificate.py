@@ -126,7 +126,7 @@ def _flat(values: list[list[Tensor]]) -> Tensor:
 
 def _values(session: Session, groups: Sequence[Group]) -> Tensor:
     """What the model gives for these groups, flat: log-probs of tokens, or a reward head's scores."""
-    budget = session.recipe.train.max_tokens_per_batch
+    budget = session.budget
     if session.engine.scoring:
         return torch.tensor([score for row in session.engine.rate(groups, budget) for score in row])
     return _flat(session.engine.score(groups, budget, temperature=session.temperature))
@@ -179,7 +179,7 @@ def _shared(session: Session, groups: Sequence[Group]) -> Check:
 
 
 def _sampler(session: Session, groups: Sequence[Group]) -> list[Check]:
-    trainer = session.engine.score(groups, session.recipe.train.max_tokens_per_batch, temperature=session.temperature)
+    trainer = session.engine.score(groups, session.budget, temperature=session.temperature)
     deltas: list[Tensor] = []
     for g, group in enumerate(groups):
         for c, completion in enumerate(group.completions):
@@ -202,7 +202,7 @@ def _accumulation(session: Session, groups: Sequence[Group]) -> Check:
         # A batch without any signal has no gradient to compare; any weights do for this check.
         weights = torch.linspace(-1.0, 1.0, len(batch.advantages_S) or 1)
         batch = replace(batch, advantages_S=weights)
-    budget = session.recipe.train.max_tokens_per_batch
+    budget = session.budget
     one = _gradient(session, batch, budget)
     together = 2 if batch.pairs is not None else 1  # completions that must share a pack
     smallest = max(len(g.prompt.ids) + sum(sorted(len(c.ids) for c in g.completions)[-together:]) for g in groups)

@@ -42,7 +42,7 @@ def _lines(session: Session) -> list[str]:
         groups = [Group(g.prompt, (Completion((session.contract.eos_id,), (True,)),)) for g in groups]
     else:
         out.append("first packed batch (tokens with loss stand between ⟦ and ⟧):")
-    packed = session.engine.pack(groups, recipe.train.max_tokens_per_batch)[0]
+    packed = session.engine.pack(groups, session.budget)[0]
     sent = "policy" if session.method.completions == "policy" else "data"
     text = _decoded(session, [groups[g] for g in dict.fromkeys(g for g, _ in packed.members)], sent)
     out.append(text if len(text) <= SHOWN else text[:SHOWN] + f"\n… ({len(text) - SHOWN:,} more characters)")
@@ -85,7 +85,7 @@ def _memory(session: Session, trained: int) -> str:
     inner = getattr(config, "intermediate_size", None) or 4 * width
     element = 2 if session.engine.bf16 else 4
     per_token = (layers * width if recipe.model.gradient_checkpointing else layers * (10 * width + 4 * inner)) * element
-    activations = per_token * recipe.train.max_tokens_per_batch
+    activations = per_token * session.budget
     total = weights + state + activations
     return (
         f"memory estimate: {total / MIB:,.0f} MiB (weights {weights / MIB:,.0f}, gradients and optimizer "

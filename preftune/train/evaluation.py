@@ -42,9 +42,16 @@ class Measurement:
         for name in self.rows:
             values = self.known(name)
             if values:
-                binary = all(is_binary(each.known(name)) for each in (self, *others))
-                out[name] = mean_interval(values, binary=binary)
+                out[name] = mean_interval(values, binary=self._is_share(name, others))
         return out
+
+    def _is_share(self, name: str, others: Iterable[Measurement]) -> bool:
+        """Whether a metric's mean is a share of rows, so that its interval must stay within 0 and 1."""
+        if name.startswith(("rewards/", "logprobs/")):
+            # Ties count ½, as all do where policy and reference are one, so each measurement is judged by itself; and
+            # a reward that is 0 on every row is no share.
+            return "/accuracy" in name and is_binary(self.known(name))
+        return all(is_binary(each.known(name)) for each in (self, *others))
 
     def known(self, name: str) -> list[float]:
         """A metric's values on the rows where it applies; empty when it was not measured."""
@@ -95,7 +102,7 @@ def measure(session: Session, split: str, groups: Sequence[Group], step: int) ->
         found, answers = measure_preferences(session, groups, split, step)
         return Measurement(step, split, rows | found, samples, tuple(answers))
     if all(g.completions for g in groups):
-        scored = session.engine.score(groups, session.recipe.train.max_tokens_per_batch)
+        scored = session.engine.score(groups, session.budget)
         per_row = [(sum(float(t.sum()) for t in row), sum(t.numel() for t in row)) for row in scored]
         rows["nll"] = [-total / tokens if tokens else None for total, tokens in per_row]
         for group, value in zip(groups, rows["nll"], strict=True):

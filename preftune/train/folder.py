@@ -98,7 +98,7 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> list[str]:
                 f"can't resume {folder}: the recipe differs from the one it began with ({field} was {before}, now "
                 f"{after}). Resume with {path}, or start a new run with --output"
             )
-        notes.append(f"resumed with another {field}: {after} (was {before})")
+        notes.append(f"resumed with another {field}: {after} (was {'not set' if before is None else before})")
     return notes
 
 

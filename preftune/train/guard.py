@@ -100,7 +100,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
 
 
-def memory_advice(recipe: Recipe, device: torch.device, step: int, stage: str, groups: Sequence[Group]) -> str:
+def memory_advice(
+    recipe: Recipe, budget: int, device: torch.device, step: int, stage: str, groups: Sequence[Group]
+) -> str:
     """One sentence for a run that ran out of memory: the peak, the batch that did it, the setting to change."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / GIB
@@ -110,7 +112,7 @@ def memory_advice(recipe: Recipe, device: torch.device, step: int, stage: str, g
 
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
-    train, sampling = recipe.train, recipe.sampling
+    sampling = recipe.sampling
     longest = max((len(g.prompt.ids) + max((len(c.ids) for c in g.completions), default=0) for g in groups), default=0)
     batch = f"a batch of {len(groups)} prompts, first {groups[0].prompt.where or 'unnamed'}" if groups else "no batch"
     remedy = {
@@ -118,7 +120,7 @@ def memory_advice(recipe: Recipe, device: torch.device, step: int, stage: str, g
         "measure": f"Lower sampling.rows ({sampling.rows}: completions decoded at once; the result stays the same)",
     }.get(
         stage,
-        f"Lower train.max_tokens_per_batch ({train.max_tokens_per_batch}; the result stays the same), or set "
+        f"Lower train.max_tokens_per_batch ({budget}; the result stays the same), or set "
         "model.gradient_checkpointing: true",
     )
     return (

@@ -154,7 +154,7 @@ class _Loop:
         except Exception as error:
             if is_out_of_memory(error):
                 stage, groups = self._doing
-                told = memory_advice(self.recipe, session.policy.device, self.step + 1, stage, groups)
+                told = memory_advice(self.recipe, session.budget, session.policy.device, self.step + 1, stage, groups)
                 self._give_up(f"failed: {told}", save=True)
                 raise PreftuneError(told) from error
             self._give_up(f"failed: {error or type(error).__name__}", save=not isinstance(error, CheckpointError))
@@ -216,7 +216,7 @@ class _Loop:
         old: LogProbs | None = None
         if recipe.train.updates_per_batch > 1 and session.method.completions == "policy":
             # Several updates: the ratio is against the policy as it was when it wrote the batch.
-            old = session.engine.score(groups, recipe.train.max_tokens_per_batch, temperature=session.temperature)
+            old = session.engine.score(groups, session.budget, temperature=session.temperature)
         batch = session.make_batch(groups, old)
         clock.lap("reference")
         return _Prepared(groups, batch, extra, clock)
@@ -231,9 +231,7 @@ class _Loop:
         seed_everything(recipe.seed, step)  # LoRA dropout
         for _ in range(recipe.train.updates_per_batch):
             session.optimizer.zero_grad(set_to_none=True)
-            parts, packs = backward(
-                session.engine, prepared.batch, session.method, recipe, recipe.train.max_tokens_per_batch
-            )
+            parts, packs = backward(session.engine, prepared.batch, session.method, recipe, session.budget)
             norm = torch.nn.utils.clip_grad_norm_([p for _, p in session.parameters], recipe.train.max_grad_norm)
             if not math.isfinite(float(norm)):
                 raise PreftuneError(

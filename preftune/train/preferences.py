@@ -72,7 +72,7 @@ def measure_preferences(session: Session, groups: Sequence[Group], split: str, s
 
 
 def _by_score(session: Session, groups: Sequence[Group]) -> list[Answer]:
-    rated = session.engine.rate(groups, session.recipe.train.max_tokens_per_batch)
+    rated = session.engine.rate(groups, session.budget)
     return [
         Answer(g, c, group.prompt.where, one.source, one.length, one.score, rated[g][c], None, None)
         for g, group in enumerate(groups)
@@ -84,7 +84,7 @@ def _by_logprob(session: Session, groups: Sequence[Group]) -> list[Answer]:
     from preftune.losses.preference import implicit_rewards
 
     loss = preference(session.recipe)
-    now = session.engine.score(groups, session.recipe.train.max_tokens_per_batch)
+    now = session.engine.score(groups, session.budget)
     # Before the first update the policy is its own reference: another packing's rounding must not decide ties.
     base = now if session.at_reference and loss.needs_reference else session.reference_of(groups)
     out: list[Answer] = []

@@ -35,6 +35,7 @@ from preftune.train.optim import make_optimizer
 from preftune.train.progress import Progress
 from preftune.train.reference import ReferenceStore, build_store, default_folder, live_reference
 from preftune.train.rows import (
+    Splits,
     balanced_weight,
     check_vocabulary,
     label_balance,
@@ -53,6 +54,7 @@ class Session:
         validation, test: held-out groups.
         counts: what the token contract did, by split.
         steps: optimizer steps of the whole run.
+        budget: tokens of one packed forward pass.
         notes: sentences for the report: fallbacks, warnings.
         fresh: the weights are those that were loaded; with full fine-tuning the policy is its own reference till then.
         references: the reference's log-probs of the fixed data, once `prepare_reference` has run.
@@ -74,6 +76,7 @@ class Session:
     data_facts: dict[str, Any]
     steps: int
     progress: Progress
+    budget: int
     notes: list[str] = field(default_factory=list)
     sampler: LocalSampler = field(init=False)
     multi_turn: Rollout | None = None
@@ -128,7 +131,7 @@ class Session:
                 recipe, method, policy, engine, contract, rewards, make_optimizer(parameters, recipe.train), parameters,
                 splits["train"], splits["validation"], splits["test"], counts, facts,
                 _steps(recipe, len(splits["train"])), progress,
-                notes=notes, data_metrics=data_metrics, multi_turn=find_rollout(recipe.sampling, contract, base_dir),
+                _budget(recipe, method, policy.device, splits), notes=notes, data_metrics=data_metrics, multi_turn=find_rollout(recipe.sampling, contract, base_dir),
             )  # fmt: skip
             session._note()
             opened.pop_all()
@@ -138,7 +141,7 @@ class Session:
         """What the saved model carries besides weights: a reward model's scale, where the recipe asks for it."""
         if not self.recipe.train.normalize or not isinstance(self.policy, RewardModel):
             return
-        rated = self.engine.rate(self.train, self.recipe.train.max_tokens_per_batch)
+        rated = self.engine.rate(self.train, self.budget)
         scores = [score for row in rated for score in row]
         mean, spread = fmean(scores), pstdev(scores)
         if not spread > 0.0:
@@ -189,7 +192,7 @@ class Session:
         return {
             "data": self.data_facts, "engine": {"mode": self.engine.mode, "reason": self.engine.reason},
             "counts": {k: str(v) for k, v in self.counts.items()}, "lineage": self.policy.lineage,
-            "precision": self.precision, "steps": self.steps, "rewards": list(self.rewards.names),
+            "precision": self.precision, "steps": self.steps, "max_tokens_per_batch": self.budget, "rewards": list(self.rewards.names),
             "trained_parameters": sum(p.numel() for _, p in self.parameters), "notes": self.notes,
         }  # fmt: skip
 
@@ -255,7 +258,7 @@ class Session:
             self.engine,
             self._all_groups(),
             Path(folder).expanduser() if folder else default_folder(),
-            recipe.train.max_tokens_per_batch,
+            self.budget,
             self.progress.tick,
         )
         self.notes.append(said)
@@ -289,8 +292,7 @@ class Session:
                 "the reference's log-probs of some rows are asked for, but they were not computed before training; set "
                 "train.reference_logprobs: live and begin a new run"
             )
-        budget = self.recipe.train.max_tokens_per_batch
-        return live_reference(self.engine, groups, budget, self.temperature)
+        return live_reference(self.engine, groups, self.budget, self.temperature)
 
     def make_batch(self, groups: Sequence[Group], old: LogProbs | None = None) -> Batch:
         """Everything that the loss reads of these groups, as one optimizer batch."""
@@ -340,6 +342,31 @@ def _balanced(recipe: Recipe, groups: Sequence[Group], notes: list[str]) -> tupl
     )
     balance = weight * good / (loss.undesirable_weight * bad) if bad else math.inf
     return recipe.model_copy(update={"loss": loss.model_copy(update={"desirable_weight": weight})}), balance
+
+
+SMALL_PACK, LARGE_PACK = 2048, 8192
+"""A CPU is as fast with small packs, whose activations stay near its caches; a GPU wants large ones."""
+
+
+def _budget(recipe: Recipe, method: Method, device: torch.device, splits: Splits) -> int:
+    """Tokens of one packed forward pass: the recipe's number, or one that holds the largest group without waste."""
+    if recipe.train.max_tokens_per_batch is not None:
+        return recipe.train.max_tokens_per_batch
+    together = 2 if method.compares == "pairs" else 1  # completions that must share a pack
+    group, unit = 0, 0
+    prompts, completions = 0, 0
+    for one in (g for groups in splits.values() for g in groups):
+        lengths = sorted(len(c.ids) for c in one.completions)
+        if method.completions == "policy":
+            lengths = [recipe.sampling.max_tokens] * recipe.sampling.group_size
+        prompt = len(one.prompt.ids)
+        group = max(group, prompt + sum(lengths))
+        unit = max(unit, prompt + sum(lengths[-together:]))
+        prompts, completions = prompts + prompt * len(lengths), completions + sum(lengths)
+    # With long prompts a method that contrasts saves a pass where its whole batch fits one pack.
+    joint = method.contrast is not None and 2 * completions < prompts
+    floor = LARGE_PACK if device.type == "cuda" or joint else SMALL_PACK
+    return max(floor, min(group, LARGE_PACK), unit)
 
 
 def _bf16(recipe: Recipe, policy: Policy) -> bool:

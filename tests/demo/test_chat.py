@@ -126,7 +126,7 @@ def test_off_topic_replies_are_off_topic_in_any_style() -> None:
     texts = [off_topic(rng, "Lisbon", "friendly", sorted(TOPICS)) for _ in range(300)]
     assert not any(is_on_topic(text, "Lisbon") for text in texts) and all(map(is_friendly, texts))
     wandering = sum("Lisbon" in text for text in texts)
-    assert 60 < wandering < 140  # one in three names the topic and then tells of something else
+    assert 50 < wandering < 105  # one in four names the topic and then tells of something else
 
 
 def test_pairs_are_what_their_kind_says() -> None:
@@ -141,7 +141,7 @@ def test_pairs_are_what_their_kind_says() -> None:
         assert is_friendly(row.rejected) == (row.kind != "style")
         assert is_on_topic(row.rejected, row.topic) == (row.kind == "style")
     shares = {kind: sum(row.kind == kind for row in rows) / 2000 for kind in goal}
-    assert shares["style"] == pytest.approx(0.5, abs=0.04) and shares["trap"] == pytest.approx(0.25, abs=0.04)
+    assert shares["style"] == pytest.approx(0.5, abs=0.04) and shares["trap"] == pytest.approx(0.2, abs=0.04)
 
 
 def test_length_does_not_give_the_answer_away() -> None:
@@ -185,7 +185,7 @@ def _read(path: Path) -> list[dict[str, object]]:
 def test_shuffled_rows_differ_in_their_labels_alone(tmp_path: Path) -> None:
     write_task(tmp_path / "true", 3)
     write_task(tmp_path / "coin", 3, shuffled=True)
-    true, coin = _read(tmp_path / "true" / "train.jsonl"), _read(tmp_path / "coin" / "train.jsonl")
+    true, coin = _read(tmp_path / "true" / "pairs.jsonl"), _read(tmp_path / "coin" / "pairs.jsonl")
     swapped = sum(
         a["chosen"] == b["rejected"] and a["rejected"] == b["chosen"] for a, b in zip(true, coin, strict=True)
     )
@@ -196,7 +196,7 @@ def test_shuffled_rows_differ_in_their_labels_alone(tmp_path: Path) -> None:
     assert sum(bool(row["label"]) for row in true) == sum(bool(row["label"]) for row in coin)
     agree = sum(a["label"] == b["label"] for a, b in zip(true, coin, strict=True)) / TRAIN_ROWS
     assert 0.45 < agree < 0.55
-    for split in ("validation", "test"):
+    for split in ("validation", "test", "styles-validation", "styles-test"):
         assert _read(tmp_path / "true" / f"{split}.jsonl") == _read(tmp_path / "coin" / f"{split}.jsonl")
 
 

@@ -31,7 +31,7 @@ def test_quick_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_quick_chat_demos(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_demo(method, output=tmp_path / "demo", quick=True) == 0
     printed = capsys.readouterr().out
-    assert "pairs in the right order" in printed and "report.html" in printed and "40 topics" in printed
+    assert "pairs in the right order" in printed and "report.html" in printed and "30 topics" in printed
     assert ("friendly and on topic" in printed) == (method != "reward")
     assert (tmp_path / "demo" / method / "report.html").exists()
     assert f"method: {method}" in (tmp_path / "demo" / "recipe.yaml").read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def test_quick_results(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert sums and sums[0] in text  # the section of a method that did not run is kept as it was
     assert re.findall("^## (.*)", text, re.MULTILINE) == ["grpo", "dpo", "reward"]
-    for label in ("DPO on preferences", "reward model on preferences", "| style | topic | trap |"):
+    for label in ("DPO on preferences", "reward model on preferences", "prefer the longer reply"):
         assert label in text
 
 
@@ -80,16 +80,15 @@ def _arm(before: list[float], after: list[float]) -> Arm:
     def rows(values: list[float]) -> dict[str, list[float]]:
         return {"rewards/accuracy": values}
 
-    kinds = ["style", "topic", "trap", "style", "topic", "trap"]
-    return Arm(rows(before), rows(after), [1.0, 0.0], list("aabbcc"), kinds, [0.0, 1.0, 0.5, 0.5, 1.0, 0.0], 7.0)
+    return Arm(rows(before), rows(after), [1.0, 0.0], list("aabbcc"), [0.0, 1.0, 0.5, 0.5, 1.0, 0.0], 7.0)
 
 
 def test_the_section_counts_topics_and_not_rows() -> None:
     assert by_topic([1.0, 0.0, 1.0, 1.0, 0.0, 0.0], list("aabbcc")) == [0.5, 1.0, 0.0]
     real, control = _arm([0.5] * 6, [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]), _arm([0.5] * 6, [0.5] * 6)
     lines = section("reward", {3: {("reward", True): real, ("reward", False): control}}, "a machine")
-    # Topics' means are 1, 0.5 and 1: mean 83.3 %, deviation 0.2887, t(2) = 4.303, so ± 4.303 · 0.2887 / √3 = 71.7, cut to 100.
+    # Topics' means are 1, 0.5 and 1: mean 83.3 %, deviation 0.2887, t(2) = 4.303, so ± 71.7, cut to 100.
     row = next(line for line in lines if line.startswith("| reward model on preferences | 3 |"))
     assert "| 50.0 % | 83.3 % (11.6 … 100.0) | +33.3 points (-38.4 … +100.0) | 50.0 % |" in row
-    assert "| 3 | 100.0 % of 2 | 100.0 % of 2 | 50.0 % of 2 | 50.0 % |" in lines
+    assert any("would be right for 50.0 % (seed 3)" in line for line in lines)
     assert any(line.startswith("| control") and "+0.0 points |" in line for line in lines)

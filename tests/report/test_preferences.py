@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from preftune.report.verdicts import compare, headline
 
 sys.path.insert(0, str(Path(__file__).parent))
 from make_preferences import make_preferences
+from make_run import make_run
 from page import HOSTILE, Page, read, rewrite
 
 Row = tuple[float, float, int]
@@ -186,6 +188,50 @@ def test_a_start_that_is_no_tie_is_compared_with(tmp_path: Path) -> None:
     assert [series["name"] for series in margins["series"]] == ["after", "before"]
 
 
+def test_a_reward_that_rises_while_log_probs_lose_order_is_named(tmp_path: Path) -> None:
+    folder = make_preferences(tmp_path / "run", rows=40, steps=6)
+    summary = json.loads((folder / "summary.json").read_text())
+    for name, value in (("before", 0.9), ("after", 0.7), ("difference", -0.2)):
+        ends = {"low": value - 0.1, "high": value + 0.1, "n": 40}
+        summary[name]["test"]["logprobs/accuracy"] = {"value": value, **ends}
+    rewrite(folder / "summary.json", **summary)
+    words = read(folder).words
+    assert "By its log-probs alone it prefers the chosen one in 70.0 %, before 90.0 % (−20.0 points" in words
+    assert "Its log-probs alone put fewer pairs in order than before" in words
+    assert "accuracy by log-prob 90.0 % → 70.0 % worse" in words
+
+
+@pytest.mark.parametrize(
+    ("best", "start"), [("rewards/margin", "On 40 held-out prompts"), ("reward/accuracy", "Accuracy on 40")]
+)
+def test_the_metric_that_picks_the_best_is_the_headline_for_answers_only(tmp_path: Path, best: str, start: str) -> None:
+    folder = make_preferences(tmp_path / "run", rows=40, steps=6)
+    summary = json.loads((folder / "summary.json").read_text())
+    if best == "reward/accuracy":  # answers were drawn and scored as well
+        for name, value in (("before", 0.3), ("after", 0.6), ("difference", 0.3)):
+            ends = {"low": value - 0.1, "high": value + 0.1, "n": 40}
+            summary[name]["test"]["reward/accuracy"] = {"value": value, **ends}
+    rewrite(folder / "summary.json", **summary | {"best_metric": best})
+    run = read_whole(folder)
+    sentence = headline(run, compare(run))[1].replace("\u00a0", " ")
+    assert sentence.startswith(start)
+    assert "On 40 held-out prompts the model now prefers the chosen completion in" in sentence
+
+
+def test_the_axis_of_an_area_is_whole(tmp_path: Path) -> None:
+    words = read(make_preferences(tmp_path / "run", method="kto", rows=40, steps=6)).words
+    assert re.search(r"0\s*0\.25\s*0\.5\s*0\.75\s*1\s*AUC of the implicit reward: the dot", words)
+
+
+def test_a_pipeline_ends_with_its_preferences(tmp_path: Path) -> None:
+    make_run(tmp_path / "warm", method="sft", name="warm", steps=5)
+    folder = make_preferences(tmp_path / "tune", rows=40, steps=6)
+    (tmp_path / "pipeline.json").write_text(json.dumps({"stages": ["warm", "tune"], "status": "finished"}))
+    after = json.loads((folder / "summary.json").read_text())["after"]["test"]["rewards/accuracy"]["value"]
+    words = read(tmp_path).words
+    assert f"Preference accuracy on held-out rows was 50.0 % before tune, {after * 100:.1f} % after tune." in words
+
+
 def test_rounding_in_bf16_is_no_preference(tmp_path: Path) -> None:
     folder = make_preferences(tmp_path / "run", method="kto", rows=20, steps=6)
     path = folder / "measurements" / "answers-test-0.jsonl"
@@ -206,6 +252,22 @@ def test_wrong_and_improved_pairs_are_shown_with_their_texts(tmp_path: Path) -> 
     wrong, improved = (2, 0, 7, 6), (3, 5, 1)
     assert shown == [text for g in (*wrong, *improved) for text in (f"P{g}", f"T{g}.0", f"T{g}.1")]
     assert "margin 0 → −7" in page.words
+
+
+def test_a_prompt_is_shown_once_and_right_pairs_are_not_wrong(tmp_path: Path) -> None:
+    reversed_order: list[Row] = [(3, 0.0, 4), (2, 1.0, 4), (1, 2.0, 4)]  # all three pairs wrong, 0 over 2 the most
+    page = read(small(tmp_path, [reversed_order, [(1, 1.0, 4), (0, 0.5, 4)]]))
+    assert [pre for pre in page.pres if pre[0] in "PT"] == ["P0", "T0.0", "T0.2", "P1", "T1.0", "T1.1"]
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.index(">T0.2<") < html.index("Most improved") < html.index(">T1.0<")
+
+
+def test_labels_by_their_threshold(tmp_path: Path) -> None:
+    rows: list[list[Row]] = [[(0.7, -1.0, 4)], [(0.6, 2.0, 5)], [(0.7, 3.0, 6)], [(0.1, -2.0, 2)]]
+    page = read(small(tmp_path, rows, method="kto", loss={"label_threshold": 0.7}))
+    assert any("Step 5: 2 desirable and 2 undesirable completions" in chart["note"] for chart in page.charts)
+    wrong = [pre for pre in page.pres if pre[0] in "PT"][:4]
+    assert wrong == ["P1", "T1.0", "P0", "T0.0"]  # an undesirable one at +2, a desirable one at −1
 
 
 def test_long_texts_are_folded_and_whole(tmp_path: Path) -> None:
@@ -364,8 +426,10 @@ def test_card_of_a_reward_model(tmp_path: Path) -> None:
     body = write_model_card(folder).read_text(encoding="utf-8")
     assert "have mean 0.25 and standard deviation 1.5" in body
     assert "scores = (scores - model.config.preftune_reward_mean) / model.config.preftune_reward_std" in body
-    (folder / "final" / "config.json").write_text('{"preftune_reward_mean": "x", "preftune_reward_std": 0}')
-    assert "preftune_reward_mean" not in write_model_card(folder).read_text(encoding="utf-8")
+    for mean, std in (("x", 1), (0, 0), (0, -1), (None, 1), (float("nan"), 1)):
+        broken = {"preftune_reward_mean": mean, "preftune_reward_std": std}
+        (folder / "final" / "config.json").write_text(json.dumps(broken))
+        assert "preftune_reward_mean" not in write_model_card(folder).read_text(encoding="utf-8")
 
 
 def test_card_of_a_dpo_adapter(tmp_path: Path) -> None:
