@@ -36,7 +36,7 @@ Kind: TypeAlias = Literal["style", "topic", "trap"]
 
 SIZES: dict[Split, int] = {"train": 88, "validation": 10, "test": 30}
 """Topics of each split."""
-KINDS: dict[Kind, float] = {"style": 0.5, "topic": 0.3, "trap": 0.2}
+KINDS: dict[Kind, float] = {"style": 0.5, "topic": 0.4, "trap": 0.1}
 """Shares of the kinds of pairs."""
 
 

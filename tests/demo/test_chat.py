@@ -141,7 +141,7 @@ def test_pairs_are_what_their_kind_says() -> None:
         assert is_friendly(row.rejected) == (row.kind != "style")
         assert is_on_topic(row.rejected, row.topic) == (row.kind == "style")
     shares = {kind: sum(row.kind == kind for row in rows) / 2000 for kind in goal}
-    assert shares["style"] == pytest.approx(0.5, abs=0.04) and shares["trap"] == pytest.approx(0.2, abs=0.04)
+    assert shares["style"] == pytest.approx(0.5, abs=0.04) and shares["trap"] == pytest.approx(0.1, abs=0.03)
 
 
 def test_length_does_not_give_the_answer_away() -> None:
