@@ -48,7 +48,7 @@ BETA = 0.5
 0.1 DPO won its pairs by broken sentences (docs/log.md)."""
 
 TRAINING: dict[Method, dict[str, Any]] = {
-    "dpo": {"steps": 120, "batch_size": 16, "learning_rate": 3e-4},
+    "dpo": {"steps": 120, "batch_size": 16, "learning_rate": 2e-4},
     "kto": {"steps": 100, "batch_size": 32, "learning_rate": 3e-4},
     "reward": {"steps": 40, "batch_size": 16, "learning_rate": 3e-4},
 }
@@ -111,7 +111,7 @@ def recipe(method: Method, base: Path, data: Path, output: Path, seed: int, step
         "eval": {
             "data": [{"path": str(data / held_out.format(split="validation"))}],
             "test": [{"path": str(data / held_out.format(split="test"))}],
-            "every": max(1, training["steps"] // 4),
+            "every": max(1, training["steps"] // 5),
             "best": "rewards/accuracy" if method == "reward" else GOAL,
         },
     }

@@ -205,7 +205,8 @@ def _accumulation(session: Session, groups: Sequence[Group]) -> Check:
     budget = session.budget
     one = _gradient(session, batch, budget)
     together = 2 if batch.pairs is not None else 1  # completions that must share a pack
-    smallest = max(len(g.prompt.ids) + sum(sorted(len(c.ids) for c in g.completions)[-together:]) for g in groups)
+    everything = (*groups, *(g for g in batch.contrast if g.completions))
+    smallest = max(len(g.prompt.ids) + sum(sorted(len(c.ids) for c in g.completions)[-together:]) for g in everything)
     many = _gradient(session, batch, smallest)
     norm = one.norm().clamp_min(1e-30)
     value = float((one - many).norm() / norm)

@@ -8,7 +8,7 @@ import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -131,7 +131,8 @@ class Session:
                 recipe, method, policy, engine, contract, rewards, make_optimizer(parameters, recipe.train), parameters,
                 splits["train"], splits["validation"], splits["test"], counts, facts,
                 _steps(recipe, len(splits["train"])), progress,
-                _budget(recipe, method, policy.device, splits), notes=notes, data_metrics=data_metrics, multi_turn=find_rollout(recipe.sampling, contract, base_dir),
+                _budget(recipe, method, policy.device, splits), notes=notes, data_metrics=data_metrics,
+                multi_turn=find_rollout(recipe.sampling, contract, base_dir),
             )  # fmt: skip
             session._note()
             opened.pop_all()
@@ -176,6 +177,11 @@ class Session:
         return bool(self.rewards.names)
 
     def _note(self) -> None:
+        room = self.policy.context_length
+        if self.method.contrast is not None and room is not None:
+            longest = max((len(c.ids) for g in self.train for c in g.completions), default=0)
+            if max(len(g.prompt.ids) for g in self.train) + longest > room:
+                self.notes.append(f"mismatched completions over the model's {room} positions are left out of z")
         if self.engine.mode == "padded":
             self.notes.append(self.engine.reason)
         drawn = distribution_of(self.recipe.sampling)
@@ -192,7 +198,8 @@ class Session:
         return {
             "data": self.data_facts, "engine": {"mode": self.engine.mode, "reason": self.engine.reason},
             "counts": {k: str(v) for k, v in self.counts.items()}, "lineage": self.policy.lineage,
-            "precision": self.precision, "steps": self.steps, "max_tokens_per_batch": self.budget, "rewards": list(self.rewards.names),
+            "precision": self.precision, "steps": self.steps, "max_tokens_per_batch": self.budget,
+            "rewards": list(self.rewards.names),
             "trained_parameters": sum(p.numel() for _, p in self.parameters), "notes": self.notes,
         }  # fmt: skip
 
@@ -278,7 +285,22 @@ class Session:
         return self.fresh and not (config.on_adapter == "continue" and config.reference == "base")
 
     def _contrast(self, groups: Sequence[Group]) -> list[Group]:
-        return [] if self.method.contrast is None else self.method.contrast(groups)
+        if self.method.contrast is None:
+            return []
+        found, room = self.method.contrast(groups), self.policy.context_length
+        if room is None:
+            return found
+        # Each row fits the model, but a prompt with another's completion may not.
+        fitting = [
+            replace(g, completions=tuple(c for c in g.completions if len(g.prompt.ids) + len(c.ids) <= room))
+            for g in found
+        ]
+        if not any(g.completions for g in fitting):
+            raise DataError(
+                f"{groups[0].prompt.where}: no completion of this batch fits the model's {room} positions behind "
+                "another prompt; lower tokens.max_prompt_tokens or tokens.max_completion_tokens"
+            )
+        return fitting
 
     def reference_of(self, groups: Sequence[Group]) -> LogProbs | None:
         """The reference's log-probs, where the method compares with it."""
@@ -353,7 +375,7 @@ def _budget(recipe: Recipe, method: Method, device: torch.device, splits: Splits
     if recipe.train.max_tokens_per_batch is not None:
         return recipe.train.max_tokens_per_batch
     together = 2 if method.compares == "pairs" else 1  # completions that must share a pack
-    group, unit = 0, 0
+    group, unit, longest_prompt, longest = 0, 0, 0, 0
     prompts, completions = 0, 0
     for one in (g for groups in splits.values() for g in groups):
         lengths = sorted(len(c.ids) for c in one.completions)
@@ -362,9 +384,12 @@ def _budget(recipe: Recipe, method: Method, device: torch.device, splits: Splits
         prompt = len(one.prompt.ids)
         group = max(group, prompt + sum(lengths))
         unit = max(unit, prompt + sum(lengths[-together:]))
+        longest_prompt, longest = max(longest_prompt, prompt), max([longest, *lengths])
         prompts, completions = prompts + prompt * len(lengths), completions + sum(lengths)
     # With long prompts a method that contrasts saves a pass where its whole batch fits one pack.
     joint = method.contrast is not None and 2 * completions < prompts
+    if method.contrast is not None:
+        unit = longest_prompt + longest  # a prompt may meet any other's completion
     floor = LARGE_PACK if device.type == "cuda" or joint else SMALL_PACK
     return max(floor, min(group, LARGE_PACK), unit)
 

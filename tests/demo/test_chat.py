@@ -65,7 +65,7 @@ def test_splits_share_no_topic_and_every_seed_deals_anew(seed: int) -> None:
 
 def test_every_reply_is_recognised_for_what_it_is() -> None:
     for style, groups in (("friendly", FRIENDLY), ("stiff", STIFF)):
-        for parts in itertools.product(*groups):
+        for parts in itertools.islice(itertools.product(*groups), 0, None, 3):
             text = " ".join(parts).format(t="pottery", a="wet clay", b="glazes")
             assert is_friendly(text) == (style == "friendly"), text
             assert is_on_topic(text, "pottery") and not is_on_topic(text, "chess") and is_orderly(text)
@@ -130,7 +130,7 @@ def test_off_topic_replies_are_off_topic_in_any_style() -> None:
 
 
 def test_pairs_are_what_their_kind_says() -> None:
-    rows = list(islice(pairs("train", 0), 2000))
+    rows = list(islice(pairs("train", 0), 1000))
     goal = {
         "style": lambda text, topic: is_friendly(text) and is_on_topic(text, topic),
         "topic": lambda text, topic: is_friendly(text) and is_on_topic(text, topic),
@@ -140,8 +140,8 @@ def test_pairs_are_what_their_kind_says() -> None:
         assert goal[row.kind](row.chosen, row.topic)
         assert is_friendly(row.rejected) == (row.kind != "style")
         assert is_on_topic(row.rejected, row.topic) == (row.kind == "style")
-    shares = {kind: sum(row.kind == kind for row in rows) / 2000 for kind in goal}
-    assert shares["style"] == pytest.approx(0.5, abs=0.04) and shares["trap"] == pytest.approx(0.1, abs=0.03)
+    shares = {kind: sum(row.kind == kind for row in rows) / 1000 for kind in goal}
+    assert shares["style"] == pytest.approx(0.5, abs=0.05) and shares["trap"] == pytest.approx(0.1, abs=0.03)
 
 
 def test_length_does_not_give_the_answer_away() -> None:
@@ -154,18 +154,18 @@ def test_length_does_not_give_the_answer_away() -> None:
 
 
 def test_the_base_learns_mostly_stiff_replies_about_every_topic() -> None:
-    rows = list(islice(conversations(0), 4000))
+    rows = list(islice(conversations(0), 1500))
     texts = [row["completion"][0]["content"] for row in rows]
     topics = [next(t for t in TOPICS if re.search(rf"\b{t}\b", row["prompt"][0]["content"])) for row in rows]
     assert set(topics) == set(TOPICS)
-    assert sum(map(is_friendly, texts)) / 4000 == pytest.approx(FRIENDLY_SHARE, abs=0.02)
-    strays = sum(not is_on_topic(text, topic) for text, topic in zip(texts, topics, strict=True)) / 4000
+    assert sum(map(is_friendly, texts)) / 1500 == pytest.approx(FRIENDLY_SHARE, abs=0.03)
+    strays = sum(not is_on_topic(text, topic) for text, topic in zip(texts, topics, strict=True)) / 1500
     assert strays == pytest.approx(OFF_TOPIC_SHARE, abs=0.02)
 
 
 def test_the_chat_tokenizer_loses_nothing_and_ends_turns() -> None:
     tokenizer = build_tokenizer()
-    for row in islice(conversations(1), 600):
+    for row in islice(conversations(1), 200):
         for content in (row["prompt"][0]["content"], row["completion"][0]["content"]):
             ids = tokenizer(content).input_ids
             assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == content

@@ -210,6 +210,17 @@ def test_a_joint_pack_changes_nothing(fixed: Make, monkeypatch: pytest.MonkeyPat
     assert metrics == pytest.approx(others, abs=1e-5)
 
 
+def test_a_long_prompt_may_meet_a_long_completion_of_another(fixed: Make, tmp_path: Path) -> None:
+    """The certificate's smallest packs must hold the mismatched completions too."""
+    rows = [
+        {"prompt": "7+1=" * 9, "completion": "8", "label": True},
+        {"prompt": "1=", "completion": "1" * 30, "label": False},
+    ]
+    path = tiny.write(tmp_path / "uneven.jsonl", rows)
+    result = run(fixed("kto", data=[{"path": str(path)}], train={"steps": 2, "batch_size": 2}), tmp_path / "run")
+    assert result.steps == 2
+
+
 def test_kto_needs_two_prompts(fixed: Make, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"labels.jsonl:\d+: every completion of this batch belongs to one prompt.*"):
         run(fixed("kto", train={"batch_size": 1}), tmp_path / "run")
