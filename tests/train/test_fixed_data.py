@@ -21,6 +21,7 @@ from preftune.methods import PREFERENCE_LOSSES
 from preftune.records import Completion, Group, Prompt
 from preftune.train import batch as batches
 from preftune.train.batch import backward
+from preftune.train.evaluation import Measurement
 from preftune.train.loop import run
 from preftune.train.progress import Progress
 from preftune.train.reference import build_store, weights_hash
@@ -475,3 +476,45 @@ def test_sft_imitates_the_better_completion(sft: Make, fixed: Make, tmp_path: Pa
     labelled = opened(sft(data=[{"path": str(tmp_path / "labels.jsonl")}]))
     assert len(labelled.train) == 14
     assert any("14 rows left out" in note and "undesirable" in note for note in labelled.notes)
+
+
+# ------------------------------------------------------------------------------------------------ sizes and intervals
+
+
+def test_completions_that_overflow_the_model_are_left_out_of_z(fixed: Make, home: Path, tmp_path: Path) -> None:
+    """16 positions: the prompt of 12 takes its own completion of 2 tokens (EOS included), not the other's of 9."""
+    small = tiny.save(tmp_path / "small", max_position_embeddings=16)
+    rows = [
+        {"prompt": "1+1+1+1+1+1=", "completion": "6", "label": True},
+        {"prompt": "2=", "completion": "12345678", "label": False},
+    ]
+    path = tiny.write(tmp_path / "uneven.jsonl", rows)
+    session = opened(fixed("kto", model={"path": str(small)}, data=[{"path": str(path)}], train={"batch_size": 2}))
+    by_prompt = {g.prompt.text: g.completions for g in session.make_batch(session.batch_of(1)).contrast}
+    assert by_prompt["1+1+1+1+1+1="] == ()
+    assert [c.text for c in by_prompt["2="]] == ["6"]
+    assert any("over the model's 16 positions are left out of z" in note for note in session.notes)
+
+
+def test_packs_hold_the_largest_row_without_asking(fixed: Make, tmp_path: Path) -> None:
+    assert opened(fixed()).budget == 2048  # a CPU's
+    assert opened(fixed(train={"max_tokens_per_batch": 300})).budget == 300
+    long = tiny.save(tmp_path / "long", max_position_embeddings=8192)
+    row = {"prompt": "1" * 1000, "chosen": "2" * 1000, "rejected": "3" * 999}
+    changes = {"model": {"path": str(long)}, "tokens": {"max_completion_tokens": 2000}}
+    path = tiny.write(tmp_path / "pairs3000.jsonl", [row, {**row, "prompt": "1" * 500}])
+    # the prompt and both completions with their EOS
+    assert opened(fixed(data=[{"path": str(path)}], **changes)).budget == 1000 + 1001 + 1000
+    # a score needs no more, kto only the longest prompt with the longest completion
+    assert opened(fixed("kto", data=[{"path": str(path)}], **changes)).budget == 1000 + 1001 + 1000
+
+
+def test_accuracies_have_intervals_of_shares_and_rewards_do_not() -> None:
+    """Before: every pair a tie at ½. After: 7 of 10, whose Wilson interval is [0.397, 0.892] (z = 1.96)."""
+    before = Measurement(0, "test", {"rewards/accuracy": [0.5] * 10, "rewards/margin": [0.0] * 10})
+    after = Measurement(9, "test", {"rewards/accuracy": [1.0] * 7 + [0.0] * 3, "rewards/margin": [1.0] * 10})
+    first, last = before.intervals([before, after]), after.intervals([before, after])
+    assert (last["rewards/accuracy"].low, last["rewards/accuracy"].high) == pytest.approx((0.397, 0.892), abs=1e-3)
+    # equal values say nothing of their spread, and zeros are no share of 0 %
+    assert not first["rewards/accuracy"].is_bounded
+    assert not first["rewards/margin"].is_bounded
