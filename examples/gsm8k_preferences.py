@@ -250,7 +250,8 @@ def area(row: Row, solutions: Solutions, pairs: Sequence[Pair]) -> Interval:
 def percent(found: Interval | None) -> str:
     if found is None:
         return "–"
-    ends = f" ({100 * found.low:.1f} … {100 * found.high:.1f})" if found.is_bounded else ""
+    low, high = max(0.0, found.low), min(1.0, found.high)
+    ends = f" ({100 * low:.1f} … {100 * high:.1f})" if found.is_bounded else ""
     return f"{100 * found.value:.1f}{ends}"
 
 
@@ -262,6 +263,7 @@ def tables(rows: Sequence[Row], rewards: Sequence[Row], solutions: Solutions, pa
     """All results as Markdown. `rows` are compared on model-written solutions, `rewards` have margins as well."""
     own = without_human(pairs)
     seeds = sorted({pair.seed for pair in pairs})
+    details = [row for row in rows if "log π" not in row.name or row.name.startswith("base")]
 
     def wins(row: Row, among: Sequence[Pair]) -> list[tuple[Pair, float]]:
         return [(pair, won(row.scores, pair)) for pair in among]
@@ -296,7 +298,7 @@ def tables(rows: Sequence[Row], rewards: Sequence[Row], solutions: Solutions, pa
         "### By length and writer: the right solution is …",
         table(
             ["", *(f"{name} ({n})" for name, n in zip(CELLS, counts, strict=True))],
-            ([row.name, *(cell(row, inside) for inside in CELLS.values())] for row in rows),
+            ([row.name, *(cell(row, inside) for inside in CELLS.values())] for row in details),
         ),
         "### By pair of writers",
         table(
@@ -306,7 +308,7 @@ def tables(rows: Sequence[Row], rewards: Sequence[Row], solutions: Solutions, pa
                     row.name,
                     *(percent(mean_of_cells([[(p.right[0], v) for p, v in wins(row, some)]])) for some in by_writer),
                 ]
-                for row in rows
+                for row in details
             ),
         ),
         "### Margin: mean reward of right minus wrong",

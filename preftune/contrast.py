@@ -33,7 +33,7 @@ def mismatched(groups: Sequence[Group]) -> list[Group]:
     if len(by_prompt) < 2:
         raise DataError(
             f"{groups[0].prompt.where if groups else 'an empty batch'}: every completion of this batch belongs to one "
-            "prompt, and KTO compares each with completions of other prompts; raise train.batch_size to 2 or more, "
+            "prompt, and KTO compares each with completions of other prompts; raise train.batch_size (at least 2), "
             "and check that the data has different prompts"
         )
     rows = [(prompt, index, completion) for prompt, places in by_prompt.items() for index, completion in places]

@@ -65,7 +65,7 @@ def test_a_prompt_with_most_of_the_batch_stays_partly_empty():
 def test_one_prompt_alone_is_an_error(batch):
     with pytest.raises(DataError, match=r"rows.jsonl:4: every completion of this batch belongs to one prompt") as error:
         mismatched(batch)
-    assert "raise train.batch_size to 2 or more" in str(error.value)
+    assert "raise train.batch_size (at least 2)" in str(error.value)
 
 
 def test_an_empty_batch_is_an_error():

@@ -165,7 +165,10 @@ def test_a_section_without_rows_leaves_no_overall_score() -> None:
 
 
 def test_other_subsets_are_not_rewardbench() -> None:
-    assert summarize([*bench_rows(), row([1, 0], [1, 0], subset="mine")]).rewardbench is None
+    found = summarize([*bench_rows(), row([1, 0], [1, 0], subset="mine")])
+    assert found.rewardbench is None
+    assert "no RewardBench sections: it has no subset 'mine'" in str(found)
+    assert "RewardBench" not in str(summarize([row([1, 0], [1, 0], subset="mine")]))  # nobody asked for it
     assert summarize([*bench_rows(), row([1, 0], [1, 0])]).rewardbench is None
     assert rewardbench({}) is None
 

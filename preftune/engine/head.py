@@ -295,6 +295,8 @@ def check_score_head(model: Any) -> None:
             handle.remove()
         for module, was in training.items():
             module.training = was
+    if any(not bool(state.isfinite().all()) for state in states):
+        raise ModelError(f"{kind} gives states that are not finite: its weights are broken")
     if len(states) != 1 or len(inputs) != 1 or inputs[0].shape != states[0].shape or not inputs[0].equal(states[0]):
         raise ModelError(
             f"{kind} does more than a linear head on its decoder's states: it can't be a reward model here"

@@ -49,7 +49,7 @@ def put_on(model: Any, config: ModelConfig, given: GivenAdapter, *, seed: int) -
     if mode == "merge":
         model = _merged(model)
         if config.lora is None:
-            reference = "all weights trained; the reference is a frozen copy from before training"
+            reference = "all weights trained; the reference is the model before training"
         else:
             model = new_adapter(model, config, None, seed=seed)
             reference = "new LoRA adapter; the reference is the merged model; saved as a whole model"

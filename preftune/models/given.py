@@ -85,6 +85,11 @@ def _settings_file(path: str, revision: str | None) -> str | None:
                 f"{path} holds an adapter (adapter_config.json) and a whole model (config.json, {whole[0]}), and "
                 "which of them is meant can't be seen: move the files of one of them into a folder of their own"
             )
+        if not any((folder / f"adapter_model.{kind}").exists() for kind in ("safetensors", "bin")):
+            # peft would look for a hub repository of that name
+            raise ModelError(
+                f"{path} has an adapter_config.json but no weights (adapter_model.safetensors); copy them there"
+            )
         return str(folder / "adapter_config.json")
     if path.startswith((".", "/")):
         raise ModelError(f"model.path {path} does not exist")

@@ -7,6 +7,7 @@ be those of the network that sampled. LoRA's own dropout stays what the recipe s
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -132,7 +133,19 @@ class Policy:
             self.model.save_pretrained(folder, selected_adapters=[TRAINED])
         else:
             self.model.save_pretrained(folder)
+        _in_order(folder / "adapter_config.json")
         self.tokenizer.save_pretrained(folder)
+
+
+def _in_order(path: Path) -> None:
+    """peft writes module names in the order of a set, another in each process; equal runs shall give equal files."""
+    if not path.exists():
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            settings[name] = sorted(value)
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def load_policy(config: ModelConfig, *, seed: int = 0, needs_reference: bool = False) -> Policy:
@@ -168,7 +181,7 @@ def load_policy(config: ModelConfig, *, seed: int = 0, needs_reference: bool = F
         model = new_adapter(model, config, revision, seed=seed)
         lineage = f"base {base_path}; new LoRA adapter; the reference is the model without it"
     else:
-        lineage = f"base {base_path}; all weights trained; the reference is a frozen copy from before training"
+        lineage = f"base {base_path}; all weights trained; the reference is the model before training"
     _no_dropout(model)
     model.to(device)
     base = model.get_base_model() if hasattr(model, "peft_config") else model

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from preftune.config import Pipeline, Recipe
 from preftune.errors import UsageError
@@ -37,6 +38,7 @@ def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterat
     """Yields (stage index, path, message) for everything wrong. `has_functions`: rewards come as functions too."""
     if not _NAME.fullmatch(pipeline.name):
         yield 0, ("name",), f"got {pipeline.name!r}; {_NAME_RULE}"
+    unread = [_unread(recipe) for recipe in pipeline.stages]
     for index, recipe in enumerate(pipeline.stages):
         earlier = {stage.name: stage for stage in pipeline.stages[:index]}
         for path, message in (
@@ -50,6 +52,22 @@ def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterat
             *_adapter(recipe, earlier),
         ):
             yield index, path, message
+        for path, message in unread[index].items():
+            # What a stage inherits from the recipe's top level may be meant for another stage alone.
+            meant = any(
+                _value(other, path) == _value(recipe, path) and path not in unread[n]
+                for n, other in enumerate(pipeline.stages)
+                if n != index
+            )
+            if not meant:
+                yield index, path, message
+
+
+def _value(recipe: Recipe, path: Path) -> Any:
+    here: Any = recipe
+    for part in path:
+        here = getattr(here, str(part))
+    return here
 
 
 def _method(recipe: Recipe) -> Iterator[tuple[Path, str]]:
@@ -108,39 +126,69 @@ _SFT_READS = frozenset({"label_threshold"})
 
 
 def _loss(recipe: Recipe) -> Iterator[tuple[Path, str]]:
-    """The `loss` section: a known loss, and no field that it would not read; the same for what goes with it."""
+    """A known loss that has the fields it was given."""
     from preftune.methods import METHODS, preference
 
     method = METHODS.get(recipe.method)
-    if method is None:
+    if method is None or method.compares is None:
         return
-    if method.compares is None:
-        reads = _SFT_READS if recipe.method == "sft" else frozenset()
-        default = type(recipe.loss)()
-        for name in type(recipe.loss).model_fields:
-            if name not in reads and getattr(recipe.loss, name) != getattr(default, name):
-                yield ("loss", name), f"method {recipe.method} does not read it; remove it"
-    else:
-        try:
-            preference(recipe)
-        except UsageError as error:
-            where, _, what = str(error).partition(" ")
-            yield tuple(where.split(".")), what
-    if method.reads == "scores" and recipe.rewards:
-        yield ("rewards",), "a reward model writes no answers that rewards could score; remove them"
-    if method.reads != "scores" and recipe.train.normalize:
-        yield ("train", "normalize"), f"is for reward models; method {recipe.method} has no scores to normalise"
-    fixed = method.completions == "data" and method.compares is not None and method.reads == "logprobs"
-    if not fixed:
-        for name in ("reference_logprobs", "reference_cache"):
-            if getattr(recipe.train, name) != type(recipe.train).model_fields[name].default:
-                yield ("train", name), f"method {recipe.method} keeps no log-probs of a fixed data set; remove it"
-    elif recipe.train.reference_logprobs == "live" and recipe.train.reference_cache is not None:
+    try:
+        preference(recipe)
+    except UsageError as error:
+        where, _, what = str(error).partition(" ")
+        yield tuple(where.split(".")), what
+    if recipe.train.reference_logprobs == "live" and recipe.train.reference_cache is not None:
         yield ("train", "reference_cache"), "reference_logprobs: live keeps nothing; remove one of the two"
 
 
+def _unread(recipe: Recipe) -> dict[Path, str]:
+    """Fields that were given and that this method never looks at, and why."""
+    from preftune.methods import METHODS
+
+    method = METHODS.get(recipe.method)
+    out: dict[Path, str] = {}
+    if method is None:
+        return out
+
+    def given(section: str, names: Iterable[str], why: str) -> None:
+        chosen = getattr(recipe, section)
+        for name in names:
+            if getattr(chosen, name) != type(chosen).model_fields[name].default:
+                out[(section, name)] = f"{why}; remove it"
+
+    if method.compares is None:
+        reads = _SFT_READS if recipe.method == "sft" else frozenset()
+        fields = [name for name in type(recipe.loss).model_fields if name not in reads]
+        given("loss", fields, f"method {recipe.method} does not read it")
+    if method.completions == "data":
+        instead = "; its own numbers are in loss" if method.compares else ""
+        why = f"method {recipe.method} samples nothing to train on and does not read it{instead}"
+        given("policy", type(recipe.policy).model_fields, why)
+    if method.reads == "scores" and recipe.rewards:
+        out[("rewards",)] = "a reward model writes no answers that rewards could score; remove them"
+    if method.reads != "scores":
+        given("train", ["normalize"], f"is for reward models; method {recipe.method} has no scores to normalise")
+    kept = ("reference_logprobs", "reference_cache")
+    if method.completions == "policy" or method.compares is None or method.reads == "scores":
+        given("train", kept, f"method {recipe.method} keeps no log-probs of a fixed data set")
+    elif _without_reference(recipe):
+        given("train", kept, f"loss {recipe.loss.name} compares with no reference")
+    return out
+
+
+def _without_reference(recipe: Recipe) -> bool:
+    from preftune.methods import preference
+
+    try:
+        return not preference(recipe).needs_reference
+    except UsageError:
+        return False  # said above
+
+
 def _measuring(recipe: Recipe) -> Iterator[tuple[Path, str]]:
-    """Settings of `eval` that nothing would read."""
+    """Settings of `eval` that nothing would read, and a metric that there will not be."""
+    from preftune.methods import METHODS
+
     rows = recipe.eval
     if rows.data and rows.holdout:
         yield ("eval", "holdout"), "give either eval.data or eval.holdout, not both"
@@ -150,6 +198,16 @@ def _measuring(recipe: Recipe) -> Iterator[tuple[Path, str]]:
                 yield ("eval", key), "needs validation rows; give eval.data or eval.holdout"
     elif rows.patience is not None and rows.every is None:
         yield ("eval", "patience"), "counts measurements, and eval.every is not given"
+    method = METHODS.get(recipe.method)
+    if rows.best is None or method is None or method.compares is None:
+        return
+    known = [f"rewards/{name}" for name in ("accuracy", "margin", "chosen", "rejected")]
+    if method.reads == "logprobs":
+        known += [f"logprobs/{name}" for name in ("accuracy", "accuracy_per_token", "chosen", "rejected")] + ["nll"]
+    if rows.best not in known and not (recipe.rewards and rows.best.startswith(("reward/", "length/"))):
+        close = nearest(rows.best, known)
+        hint = f"did you mean {close}?" if close else f"it measures {', '.join(known)}"
+        yield ("eval", "best"), f"method {recipe.method} does not measure {rows.best!r}; {hint}"
 
 
 def _references(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Path, str]]:
@@ -161,6 +219,9 @@ def _references(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Pa
             )
     if recipe.model.path.startswith(STAGE_REF):
         yield from _unknown_stage(("model", "path"), recipe.model.path, earlier)
+        before = earlier.get(recipe.model.path.removeprefix(STAGE_REF))
+        if before is not None and before.method == "reward" and recipe.method != "reward":
+            yield ("model", "path"), f"stage {before.name} trains a reward model, which writes no text"
     for index, reward in enumerate(recipe.rewards):
         value = reward.args.get("path")
         if reward.name != "reward-model" or not isinstance(value, str) or not value.startswith(STAGE_REF):

@@ -175,7 +175,9 @@ def _why(run: Run, row: Comparison) -> str:
     said = {
         "worse": "The model got worse on rows it was not trained on. Read the advice below before using it.",
         "same": "The interval of the change holds zero: these rows do not show that training helped.",
-        "better": "These rows were not trained on, and the interval of the change excludes zero.",
+        "better": "These rows were not trained on, and the interval of the change excludes zero."
+        if row.difference is not None and row.difference.is_bounded
+        else "These rows were not trained on, and every one of them changed by the same amount.",
     }.get(row.verdict, "These rows can't tell the change from chance.")
     loss = loss_of(run)
     if loss is not None and not is_score(run):

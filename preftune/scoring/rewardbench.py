@@ -58,6 +58,12 @@ class RewardBench:
         }
 
 
+def strangers(by_subset: Mapping[str, object]) -> tuple[str, ...]:
+    """Subsets that keep a file from having RewardBench's sections; empty where it has none of RewardBench's at all."""
+    others = tuple(sorted(name for name in by_subset if name not in SUBSETS))
+    return others if len(others) < len(by_subset) else ()
+
+
 def rewardbench(by_subset: Mapping[str, Interval]) -> RewardBench | None:
     """Sections from the subsets' accuracies: Σ accuracy × weight / Σ weight over the subsets that are there.
 

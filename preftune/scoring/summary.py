@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from preftune.intervals import Interval, auc_interval, mean_interval
-from preftune.scoring.rewardbench import RewardBench, rewardbench
+from preftune.scoring.rewardbench import RewardBench, rewardbench, strangers
 
 SHOWN = 30
 """Groups of one kind that are put into words; `Summary.to_json` has all."""
@@ -121,6 +121,8 @@ class Summary:
         ):
             if value is not None:
                 lines.append(f"{text}: {value:+.3f}")
+        if others := strangers(self.by_subset):
+            lines.append(f"no RewardBench sections: it has no subset {', '.join(map(repr, others))}")
         if self.rewardbench is not None:
             lines += [f"RewardBench {name}: {_words(value)}" for name, value in self.rewardbench.sections.items()]
             overall = self.rewardbench.overall

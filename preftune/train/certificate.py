@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from preftune.config import Recipe
 from preftune.errors import CertificateError
+from preftune.methods import preference
 from preftune.models.classifier import reward_head_name
 from preftune.models.reward import RewardModel
 from preftune.records import Group
@@ -106,6 +108,11 @@ def write_certificate(path: Path, checks: Sequence[Check], precision: str) -> No
     write_json(path, {"precision": precision, "passed": not failed, "checks": record})
     if failed:
         worst = failed[0]
+        if not math.isfinite(worst.value):
+            raise CertificateError(
+                f"the model gives numbers that are not finite ('{worst.name}': {worst.value}) before any training. "
+                f"Its weights are broken, or a number of the recipe is out of all bounds (loss.beta); see {path}"
+            )
         raise CertificateError(
             f"the run's own check '{worst.name}' gave {worst.value:.2e}, over its tolerance {worst.tolerance:.0e} "
             f"({worst.detail}). Its numbers can't be trusted with this model; try model.attention: padded, and "
@@ -208,18 +215,37 @@ def _accumulation(session: Session, groups: Sequence[Group]) -> Check:
     everything = (*groups, *(g for g in batch.contrast if g.completions))
     smallest = max(len(g.prompt.ids) + sum(sorted(len(c.ids) for c in g.completions)[-together:]) for g in everything)
     many = _gradient(session, batch, smallest)
-    norm = one.norm().clamp_min(1e-30)
-    value = float((one - many).norm() / norm)
     exact = session.fp32_weights and not session.engine.bf16
+    if batch.pairs is not None and _distance(one, many) > GRADIENT_TOLERANCE:
+        # The two sides of equal answers, or of annotators who disagree, cancel and leave rounding alone to compare.
+        # A term that does not cancel goes through the same packs.
+        recipe = _with_a_second_term(session)
+        one, many = (_gradient(session, batch, tokens, recipe) for tokens in (budget, smallest))
+    value = _distance(one, many)
     detail = (
-        f"relative L2 distance of the gradient in packs of {budget} and of {smallest} tokens; norm {float(norm):.2e}"
+        f"relative L2 distance of the gradient in packs of {budget} and of {smallest} tokens; "
+        f"norm {float(one.norm()):.2e}"
     )
     return Check("accumulation vs one batch", value, GRADIENT_TOLERANCE if exact else BF16_GRADIENT_TOLERANCE, detail)
 
 
-def _gradient(session: Session, batch: Batch, budget: int) -> Tensor:
+def _distance(one: Tensor, many: Tensor) -> float:
+    return float((one - many).norm() / one.norm().clamp_min(1e-30))
+
+
+def _with_a_second_term(session: Session) -> Recipe:
+    """The recipe with the NLL of chosen answers, or a reward model's centring, in its loss."""
+    loss = preference(session.recipe)
+    name = next((n for n in ("sft_weight", "center") if n in loss.fields), None)
+    if name is None:  # ORPO: it has the term
+        return session.recipe
+    changed = session.recipe.loss.model_copy(update={name: 1.0})
+    return session.recipe.model_copy(update={"loss": changed})
+
+
+def _gradient(session: Session, batch: Batch, budget: int, recipe: Recipe | None = None) -> Tensor:
     session.optimizer.zero_grad(set_to_none=True)
-    backward(session.engine, batch, session.method, session.recipe, budget)
+    backward(session.engine, batch, session.method, recipe or session.recipe, budget)
     grads = [p.grad.detach().float().flatten().cpu() for _, p in session.parameters if p.grad is not None]
     session.optimizer.zero_grad(set_to_none=True)
     return torch.cat(grads) if grads else torch.zeros(1)

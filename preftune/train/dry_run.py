@@ -21,6 +21,7 @@ def dry_run(recipe: Recipe, *, functions: Sequence[Callable[..., Any]] = (), bas
     with Progress(recipe.name) as progress:
         session = Session.open(recipe, functions=functions, base_dir=base_dir, progress=progress)
         try:
+            session.check_batches()
             return "\n".join(_lines(session))
         finally:
             session.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,11 @@ class Measurement:
         for name in self.rows:
             values = self.known(name)
             if values:
-                out[name] = mean_interval(values, binary=self._is_share(name, others))
+                found = mean_interval(values, binary=self._is_share(name, others))
+                if "/accuracy" in name and name.startswith(("rewards/", "logprobs/")) and found.is_bounded:
+                    # With ties, or several pairs a row, Student's t may leave what a share can be.
+                    found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+                out[name] = found
         return out
 
     def _is_share(self, name: str, others: Iterable[Measurement]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,20 @@ def run(
             progress.say(f"{folder} is finished; nothing is left to do")
             return finished
         clean_folder(folder)
+        new = not (folder / "recipe.yaml").exists()
         write_text(folder / "recipe.yaml", dump(recipe))
         progress.say(f"{recipe.method} of {recipe.model.path} → {folder}")
-        session = Session.open(recipe, functions=functions, base_dir=base_dir, progress=progress)
-        session.notes.extend(changed)
-        try:
-            return _Loop(session, folder).go()
-        finally:
-            session.close()
+        with ExitStack() as opened:
+            try:
+                session = Session.open(recipe, functions=functions, base_dir=base_dir, progress=progress)
+                opened.callback(session.close)
+                session.notes.extend(changed)
+                loop = _Loop(session, folder)
+            except PreftuneError:
+                if new:  # nothing began: the folder stays free for the command put right
+                    (folder / "recipe.yaml").unlink(missing_ok=True)
+                raise
+            return loop.go()
 
 
 @dataclass(frozen=True, slots=True)

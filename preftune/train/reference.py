@@ -109,8 +109,9 @@ def build_store(
     said = f"the reference's log-probs of {len(store):,} completions were computed once, before training{trouble}"
     try:
         _write(path, about, wanted, store)
-    except OSError as error:
-        said += f"; they could not be kept in {folder} ({error.strerror or error}): set train.reference_cache"
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+        why = getattr(error, "strerror", None) or str(error)
+        said += f"; they could not be kept in {folder} ({why}): set train.reference_cache"
     return store, said
 
 
@@ -183,8 +184,11 @@ def _write(path: Path, about: dict[str, str], groups: Sequence[Group], store: Re
     flat = torch.cat(rows) if rows else torch.empty(0)
     temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
     digest = hashlib.sha256(flat.numpy().tobytes()).hexdigest()
-    save_file({"logprobs": flat}, temporary, metadata={**about, "sha256": digest})
-    os.replace(temporary, path)
+    try:
+        save_file({"logprobs": flat}, temporary, metadata={**about, "sha256": digest})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path, about: dict[str, str], groups: Sequence[Group], store: ReferenceStore) -> str:
@@ -200,7 +204,7 @@ def _read(path: Path, about: dict[str, str], groups: Sequence[Group], store: Ref
     if hashlib.sha256(flat.numpy().tobytes()).hexdigest() != metadata.get("sha256"):
         return "its content is damaged"
     sizes = [completion.length for group in groups for completion in group.completions]
-    if flat.numel() != sum(sizes):
+    if flat.dim() != 1 or flat.numel() != sum(sizes):
         return f"it holds {flat.numel()} tokens, the data has {sum(sizes)}"
     parts = iter(torch.split(flat, sizes))
     store.add(groups, [[next(parts) for _ in group.completions] for group in groups])

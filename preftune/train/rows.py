@@ -122,6 +122,13 @@ def _as_used(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list[
         return [best_of(row) for row in good], said
     for row in rows:
         if not row.scores:
+            label = row.columns.get("label")
+            if method.compares == "labels" and row.completions and label is not None:
+                raise DataError(
+                    f"{row.where}: column 'label' holds {str(label)[:40]!r}, but a label is true, false or a number. "
+                    "Map its words: data.columns: {label: {from: label, replace: [['^good$', '1'], "
+                    "['^bad$', '0']]}}"
+                )
             wanted = (
                 "chosen and rejected, or responses with scores"
                 if method.compares == "pairs"

@@ -108,7 +108,9 @@ class Session:
             preference(recipe)
         with ExitStack() as opened:
             # Rewards first: a misspelt one must not cost a model's loading time.
-            rewards = opened.enter_context(build_rewards(recipe.rewards, functions, base_dir or Path.cwd()))
+            # A reward model writes nothing to score; rewards it inherits are another stage's.
+            wanted = [] if method.reads == "scores" else recipe.rewards
+            rewards = opened.enter_context(build_rewards(wanted, functions, base_dir or Path.cwd()))
             loaded = read_splits(recipe, base_dir)
             policy = _load(recipe, method)
             contract = TokenContract(policy.tokenizer, with_template(recipe.tokens, base_dir), policy.generation_eos)
@@ -256,6 +258,7 @@ class Session:
         """On a fixed data set: get the reference's log-probs of everything that the run will ask for. Before any
         weight changes, a checkpoint's included."""
         recipe = self.recipe
+        self.check_batches()
         fixed = self.method.completions == "data" and recipe.train.reference_logprobs == "cached"
         if not fixed or not self.method.needs_reference(recipe):
             return
@@ -269,6 +272,12 @@ class Session:
             self.progress.tick,
         )
         self.notes.append(said)
+
+    def check_batches(self) -> None:
+        """Raises DataError now for a batch that would fail when its step comes: one without another prompt to meet."""
+        if self.method.contrast is not None:
+            for step in range(1, self.steps + 1):
+                self._contrast(self.batch_of(step))
 
     def _all_groups(self) -> Iterator[Group]:
         for step in range(1, self.steps + 1):
