@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,10 +77,11 @@ def read_arm(folder: Path, test: Path, goal: str, seconds: float) -> Arm:
         measured: dict[str, list[float]] = json.loads(text)["rows"]
         return measured
 
+    kept = summary["steps"] if summary["best_step"] is None else summary["best_step"]
     pairs: list[dict[str, Any]] = [json.loads(line) for line in test.read_text(encoding="utf-8").splitlines()]
     lengths = [[len(words_of(pair[side][0]["content"])) for side in ("chosen", "rejected")] for pair in pairs]
     return Arm(
-        rows("test", 0), rows("test", summary["best_step"]), rows("validation", summary["steps"])[goal],
+        rows("test", 0), rows("test", kept), rows("validation", summary["steps"])[goal],
         [pair["topic"] for pair in pairs], [(a > b) + (a == b) / 2 for a, b in lengths], seconds,
     )  # fmt: skip
 
@@ -105,7 +107,7 @@ def section(method: Method, results: Mapping[int, Mapping[tuple[Method, bool], A
             lines.append(_row(label, str(seed), [arm], goal))
         lines.append(_row(f"**{label}**", "all", list(arms.values()), goal))
     true = {seed: found[method, True] for seed, found in results.items()}
-    lines += ["", *(_lengths(true) if method == "reward" else _parts(true))]
+    lines += ["", *([*_log_loss(results), "", *_lengths(true)] if method == "reward" else _parts(true))]
     times = [arm.seconds for arm in true.values()]
     lines += [
         "",
@@ -163,6 +165,29 @@ def _parts(arms: Mapping[int, Arm]) -> list[str]:
         cells.append(f"{_mean(arm.before['length/mean']):.1f} → {_mean(arm.after['length/mean']):.1f}")
         lines.append(f"| {seed} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _log_loss(results: Mapping[int, Mapping[tuple[Method, bool], Arm]]) -> list[str]:
+    """The control's accuracy is a matter of luck here; what its scores claim is not."""
+    lines = [
+        "Accuracy says little of this control. The two replies of a pair differ in style and in nothing else, so "
+        "however small the direction is that shuffled labels leave behind, all pairs follow it: they may come out "
+        "nearly all right or nearly all wrong, by chance. What the scores claim is another matter. The log-loss, mean of "
+        "−log σ(margin), is ln 2 = 0.693 for a model that knows nothing:",
+        "",
+        "| seed | log-loss, preferences | log-loss, shuffled | mean margin, preferences | mean margin, shuffled |",
+        "|---|---|---|---|---|",
+    ]
+    for seed, arms in results.items():
+        margins = [arms["reward", real].after["rewards/margin"] for real in (True, False)]
+        losses = [f"{_mean([_softplus(-m) for m in some]):.3f}" for some in margins]
+        lines.append(f"| {seed} | {' | '.join(losses)} | {' | '.join(f'{_mean(some):.3f}' for some in margins)} |")
+    return lines
+
+
+def _softplus(x: float) -> float:
+    """log(1 + exp(x)), for any x."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
 def _lengths(arms: Mapping[int, Arm]) -> list[str]:

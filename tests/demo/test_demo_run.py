@@ -78,7 +78,7 @@ def test_sections_of_the_page_are_replaced_one_by_one() -> None:
 
 def _arm(before: list[float], after: list[float]) -> Arm:
     def rows(values: list[float]) -> dict[str, list[float]]:
-        return {"rewards/accuracy": values}
+        return {"rewards/accuracy": values, "rewards/margin": [2 * value - 1 for value in values]}
 
     return Arm(rows(before), rows(after), [1.0, 0.0], list("aabbcc"), [0.0, 1.0, 0.5, 0.5, 1.0, 0.0], 7.0)
 
@@ -91,4 +91,6 @@ def test_the_section_counts_topics_and_not_rows() -> None:
     row = next(line for line in lines if line.startswith("| reward model on preferences | 3 |"))
     assert "| 50.0 % | 83.3 % (11.6 … 100.0) | +33.3 points (-38.4 … +100.0) | 50.0 % |" in row
     assert any("would be right for 50.0 % (seed 3)" in line for line in lines)
+    # margins 1, 1, -1, 1, 1, 1: (5 · log(1 + e⁻¹) + log(1 + e)) / 6 = 0.480; the control's are all 0: log 2
+    assert "| 3 | 0.480 | 0.693 | 0.667 | 0.000 |" in lines
     assert any(line.startswith("| control") and "+0.0 points |" in line for line in lines)
