@@ -117,13 +117,14 @@ def section(method: Method, results: Mapping[int, Mapping[tuple[Method, bool], A
 
 
 def _introduction(method: Method, seeds: Sequence[int]) -> str:
+    watched = "are measured on the way" if method == "reward" else "choose the checkpoint"
     extra = "" if method == "reward" else ", and friendly ones off topic lose"
     text = (
         f"The task of `preftune demo {method}` over seeds {', '.join(map(str, seeds))}: friendly, personal replies are "
         f"preferred over stiff ones{extra}. The base, half a "
         f"million parameters trained on the spot, writes {100 * FRIENDLY_SHARE:.0f} % friendly replies and "
         f"{100 * OFF_TOPIC_SHARE:.0f} % off topic. It has met all {sum(SIZES.values())} topics, for it must know their "
-        f"words; the preferences speak of {SIZES['train']} of them, {SIZES['validation']} others choose the checkpoint "
+        f"words; the preferences speak of {SIZES['train']} of them, {SIZES['validation']} others {watched} "
         f"and {SIZES['test']} others, {ROWS_PER_TOPIC} rows each, are measured here. Every seed deals the topics anew. "
         "Intervals are 95 %, over topics and not over rows, because rows about one topic go together."
     )
@@ -172,8 +173,8 @@ def _log_loss(results: Mapping[int, Mapping[tuple[Method, bool], Arm]]) -> list[
     lines = [
         "Accuracy says little of this control. The two replies of a pair differ in style and in nothing else, so "
         "however small the direction is that shuffled labels leave behind, all pairs follow it: they may come out "
-        "nearly all right or nearly all wrong, by chance. What the scores claim is another matter. The log-loss, mean of "
-        "−log σ(margin), is ln 2 = 0.693 for a model that knows nothing:",
+        "nearly all right or nearly all wrong, by chance. What the scores claim is another matter. The log-loss, mean "
+        "of −log σ(margin), is ln 2 = 0.693 for a model that knows nothing:",
         "",
         "| seed | log-loss, preferences | log-loss, shuffled | mean margin, preferences | mean margin, shuffled |",
         "|---|---|---|---|---|",
