@@ -364,7 +364,7 @@ def test_lineage_says_what_happened(given: Given) -> None:
         f"with {path}; saved as one adapter that holds both",
         "merge": f"{head} with adapter {path} merged in; new LoRA adapter; the reference is the merged model; saved as "
         "a whole model",
-        "merge-full": f"{head} with adapter {path} merged in; all weights trained; the reference is a frozen copy from "
+        "merge-full": f"{head} with adapter {path} merged in; all weights trained; the reference is the model "
         "before training",
         "fresh": f"{head}; adapter {path} left out; new LoRA adapter; the reference is the bare base",
     }
