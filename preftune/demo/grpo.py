@@ -123,4 +123,6 @@ def print_table(title: str, rows: Mapping[str, str], before: Any, after: Any, di
 def _cell(interval: Any, scale: float) -> str:
     if interval is None:
         return "–"
+    if not interval.is_bounded:  # all rows equal, and no share
+        return f"{scale * interval.value:.1f}"
     return f"{scale * interval.value:.1f} ({scale * interval.low:.1f} … {scale * interval.high:.1f})"

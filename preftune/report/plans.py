@@ -90,7 +90,7 @@ PLANS = (
     Plan(
         "Completion length",
         ("length/mean", "length/max"),
-        "Tokens that the policy wrote: mean and longest of the step.",
+        "Tokens of completions: mean and longest of the step.",
     ),
     Plan(
         "How completions end",

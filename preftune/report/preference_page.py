@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,11 +131,20 @@ def _labels(run: Run, measured: Measured, out: Section) -> None:
     for place, answer in known.items():
         signs[place] = 1.0 if is_desirable(run, answer) else -1.0
     wrong = sorted(known, key=lambda place: signs[place] * known[place].reward)
-    out.wrong = [_shown_label(run, measured, p) for p in wrong[:WRONG] if signs[p] * known[p].reward < 0]
+    wrong = _one_per_prompt([p for p in wrong if signs[p] * known[p].reward < 0])
+    out.wrong = [_shown_label(run, measured, p) for p in wrong[:WRONG]]
     both = [place for place in measured.after if place in measured.before]
     gains = {p: signs[p] * (measured.after[p].reward - measured.before[p].reward) for p in both}
-    best = sorted(both, key=lambda place: -gains[place])
-    out.improved = [_shown_label(run, measured, p) for p in best[:IMPROVED] if gains[p] > 0]
+    best = _one_per_prompt([p for p in sorted(both, key=lambda place: -gains[place]) if gains[p] > 0])
+    out.improved = [_shown_label(run, measured, p) for p in best[:IMPROVED]]
+
+
+def _one_per_prompt(places: Sequence[Place]) -> list[Place]:
+    """The first of each group, in order."""
+    first: dict[int, Place] = {}
+    for place in places:
+        first.setdefault(place[0], place)
+    return list(first.values())
 
 
 def _reward(answer: Answer) -> float:
