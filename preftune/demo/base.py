@@ -93,18 +93,18 @@ class Teacher:
         return f"{start} {number}."
 
 
-def base_recipe(folder: Path, seed: int, steps: int) -> dict[str, Any]:
-    """The recipe that trains the base: plain SFT on the worked examples."""
+def base_recipe(folder: Path, rows: Path, seed: int, steps: int, rows_per_step: int = ROWS_PER_STEP) -> dict[str, Any]:
+    """The recipe that trains a demo's base: plain SFT on `rows`, from the random model in `folder`."""
     return {
         "name": "base",
         "output": str(folder / "run"),
         "seed": seed,
         "method": "sft",
         "model": {"path": str(folder / "random")},
-        "data": [{"path": str(folder / "worked.jsonl")}],
+        "data": [{"path": str(rows)}],
         "train": {
             "steps": steps,
-            "batch_size": ROWS_PER_STEP,
+            "batch_size": rows_per_step,
             "learning_rate": 3e-3,
             "warmup": 0.06,
             "weight_decay": 0.01,
@@ -113,6 +113,22 @@ def base_recipe(folder: Path, seed: int, steps: int) -> dict[str, Any]:
         },
         "log": {"sinks": []},
     }
+
+
+def train_base(recipe: dict[str, Any], tokenizer: Any, model: Any) -> Path:
+    """Write the random model where the recipe expects it, and train it. Returns a standard model folder."""
+    import transformers
+
+    from preftune.pipeline import run_pipeline
+    from preftune.recipes import resolve
+
+    quiet: Any = transformers.utils.logging.disable_progress_bar
+    quiet()  # a run has its own
+    random = Path(recipe["model"]["path"])
+    model.save_pretrained(random)
+    tokenizer.save_pretrained(random)
+    run_pipeline(resolve(recipe))
+    return Path(recipe["output"]) / "final"
 
 
 def build_base(folder: Path, seed: int, steps: int = STEPS) -> Path:
@@ -126,18 +142,8 @@ def build_base(folder: Path, seed: int, steps: int = STEPS) -> Path:
     Returns:
         A standard model folder.
     """
-    import transformers
-
-    from preftune.pipeline import run_pipeline
-    from preftune.recipes import resolve
-
-    quiet: Any = transformers.utils.logging.disable_progress_bar
-    quiet()  # a run has its own
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    random_model(tokenizer, seed).save_pretrained(folder / "random")
-    tokenizer.save_pretrained(folder / "random")
     examples = list(islice(problems("train", seed, CARRY_SHARE), ROWS_PER_STEP * steps))
-    write_rows(folder / "worked.jsonl", examples, Teacher(seed))
-    run_pipeline(resolve(base_recipe(folder, seed, steps)))
-    return folder / "run" / "final"
+    rows = write_rows(folder / "worked.jsonl", examples, Teacher(seed))
+    return train_base(base_recipe(folder, rows, seed, steps), tokenizer, random_model(tokenizer, seed))

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.demo.base import base_recipe, train_base
 from preftune.demo.chat import Style, ask, message, off_topic, reply, write_rows
 from preftune.demo.topics import FRIENDLY, GREETINGS, QUESTIONS, STIFF, TOPICS
 
@@ -112,28 +113,6 @@ def conversations(seed: int) -> Iterator[dict[str, Any]]:
             yield {"prompt": [message("user", ask(rng, topic))], "completion": [message("assistant", text)]}
 
 
-def base_recipe(folder: Path, seed: int, steps: int) -> dict[str, Any]:
-    """The recipe that trains the base: plain SFT."""
-    return {
-        "name": "base",
-        "output": str(folder / "run"),
-        "seed": seed,
-        "method": "sft",
-        "model": {"path": str(folder / "random")},
-        "data": [{"path": str(folder / "conversations.jsonl")}],
-        "train": {
-            "steps": steps,
-            "batch_size": ROWS_PER_STEP,
-            "learning_rate": 3e-3,
-            "warmup": 0.06,
-            "weight_decay": 0.01,
-            "adam_beta2": 0.98,
-            "checkpoint_every": 10_000,
-        },
-        "log": {"sinks": []},
-    }
-
-
 def build_base(folder: Path, seed: int, steps: int = STEPS) -> Path:
     """Make the base model; its folder is a standard model folder.
 
@@ -142,17 +121,9 @@ def build_base(folder: Path, seed: int, steps: int = STEPS) -> Path:
         seed: fixes weights, data and training.
         steps: optimizer steps of SFT.
     """
-    import transformers
-
-    from preftune.pipeline import run_pipeline
-    from preftune.recipes import resolve
-
-    quiet: Any = transformers.utils.logging.disable_progress_bar
-    quiet()  # a run has its own
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    random_model(tokenizer, seed).save_pretrained(folder / "random")
-    tokenizer.save_pretrained(folder / "random")
-    write_rows(folder / "conversations.jsonl", islice(conversations(seed), ROWS_PER_STEP * steps))
-    run_pipeline(resolve(base_recipe(folder, seed, steps)))
-    return folder / "run" / "final"
+    rows = folder / "conversations.jsonl"
+    write_rows(rows, islice(conversations(seed), ROWS_PER_STEP * steps))
+    recipe = base_recipe(folder, rows, seed, steps, ROWS_PER_STEP)
+    return train_base(recipe, tokenizer, random_model(tokenizer, seed))
