@@ -47,6 +47,9 @@ class ModelConfig(Strict):
         description="with on_adapter: continue, where the method compares with a reference: the bare base, or the "
         "adapter as it was at the start",
     )
+    reference_path: str | None = Field(
+        None, description="another model as the reference: folder, hub id or stage:NAME; default: as the model starts"
+    )
     trust_remote_code: bool = Field(False, description="run code that ships with the model")
     attention: Literal["auto", "shared", "padded"] = Field(
         "auto", description="shared-prompt packing, padding, or let the probe at load time decide"
@@ -214,11 +217,11 @@ class RewardConfig(Strict):
 
 
 class PolicyConfig(Strict):
-    """The four choices of an on-policy objective. A preset fills those left empty."""
+    """The four choices of an on-policy objective, and what is done to scores before. A preset fills what is empty."""
 
     preset: str = Field("grpo", description="vetted combination, see docs/methods/grpo.md")
-    advantage: Literal["group-std", "group-mean", "batch-std", "leave-one-out"] | None = Field(
-        None, description="how scores become advantages"
+    advantage: Literal["group-std", "group-mean", "batch-std", "leave-one-out", "gae"] | None = Field(
+        None, description="how scores become advantages; gae trains a value head (section value)"
     )
     ratio: Literal["token", "sequence", "sequence-sum"] | None = Field(
         None, description="level of the importance ratio"
@@ -230,9 +233,137 @@ class PolicyConfig(Strict):
         None, description="how token losses become one number"
     )
     beta: float | None = Field(None, ge=0, description="weight of the KL penalty to the reference")
-    kl: Literal["k2", "k3"] | None = Field(None, description="KL estimator of the penalty")
+    kl: Literal["k2", "k3", "reward"] | None = Field(
+        None, description="KL penalty as a loss (estimator k2 or k3), or k1 taken off the reward"
+    )
+    kl_target: float | None = Field(
+        None, gt=0, description="kl: reward: β adapts until the KL of a completion is near this many nats"
+    )
+    kl_horizon: int = Field(10_000, ge=1, description="kl_target: completions over which β may double or so")
+    sampler_cap: float | None = Field(
+        2.0, gt=0, description="truncated importance sampling: weight min(π_trainer / π_sampler, this); null: off"
+    )
+    combine: Literal["sum", "normalize"] = Field(
+        "sum",
+        description="several rewards: weighted sum first, or each normalised in its group, then weighted, summed and "
+        "normalised over the batch (GDPO)",
+    )
+    resample: int | None = Field(
+        None, ge=0, description="dynamic sampling: draw up to this many further batches to replace dead groups"
+    )
+    overlong: float | None = Field(
+        None, ge=0, lt=1, description="last share of max_tokens over which a linear penalty grows to 1 (0: none)"
+    )
     mask_truncated: bool = Field(False, description="completions cut at max_tokens carry no loss")
     missing_eos_penalty: float = Field(0.0, ge=0, description="subtracted from the score of a completion without EOS")
+    missing_eos_score: float | None = Field(
+        None, description="instead of the penalty: the score of every completion without EOS"
+    )
+
+
+class ValueConfig(Strict):
+    """The value head that policy.advantage: gae trains."""
+
+    path: str | None = Field(
+        None,
+        description="what it starts from: a reward model (folder, hub id, stage:NAME) or policy: the policy's own "
+        "weights with a head of zeros; default: the recipe's reward-model where it has the policy's tokenizer",
+    )
+    gamma: float = Field(1.0, ge=0, le=1, description="γ, discount per token")
+    lam: float = Field(0.95, ge=0, le=1, description="λ of GAE")
+    clip: float | None = Field(0.2, gt=0, description="how far a value may move from its old one; null: no clip")
+    coefficient: float = Field(0.1, ge=0, description="weight of the value loss")
+    whiten: bool = Field(True, description="advantages to mean 0 and deviation 1 over the batch's tokens")
+    learning_rate: float | None = Field(None, ge=0, description="peak learning rate (default train.learning_rate)")
+    warmup_steps: int = Field(0, ge=0, description="steps that train the value head alone, before the policy moves")
+    lora: LoraConfig | None = Field(
+        None, description="shape of its adapter when the policy is a LoRA adapter (default: the policy's)"
+    )
+
+
+class CollectConfig(Strict):
+    """Answers drawn once, before training: iterative-dpo, rft, human."""
+
+    path: str | None = Field(None, description="file of answers drawn and scored before, instead of drawing them")
+    margin: float = Field(
+        0.0, ge=0, description="iterative-dpo: pairs whose scores differ by no more than this are left out"
+    )
+    reference: Literal["previous", "first"] = Field(
+        "previous", description="iterative-dpo in rounds (repeat): the model of the round before, or the first one"
+    )
+    keep: int = Field(1, ge=1, description="rft: best completions kept of each prompt")
+    min_score: float | None = Field(None, description="rft: completions under this score are never kept")
+    spread_only: bool = Field(False, description="rft: leave prompts out whose completions all have the same score")
+
+
+class HumanConfig(Strict):
+    """How people rate answers: preftune human."""
+
+    rate: Literal["score", "rank"] = Field("score", description="raters give each answer a score, or rank them")
+    low: float = Field(0.0, description="lowest score")
+    high: float = Field(10.0, description="highest score")
+    raters: int = Field(1, ge=1, description="ratings wanted for each answer")
+    normalize_raters: bool = Field(False, description="bring each rater's scores to mean 0 and deviation 1 first")
+    prompts: int = Field(32, ge=1, description="prompts of one round")
+
+    @model_validator(mode="after")
+    def _a_range(self) -> HumanConfig:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low:g} must be under high {self.high:g}")
+        return self
+
+
+class CriticConfig(Strict):
+    """GMPO's generative critic: an adapter of its own on the policy's base that explains and scores answers."""
+
+    kind: Literal["generative", "none"] = Field(
+        "generative", description="generative, or none: scores come from rewards or from the data's own column"
+    )
+    lora: LoraConfig | None = Field(None, description="shape of the critic's adapter (default: the policy's)")
+    truth: str | None = Field(
+        None,
+        description="reward that says how right an answer is, 0 to 1 (accuracy, module:function, …); it trains the "
+        "critic and never scores the policy. Without it the critic stays frozen",
+    )
+    truth_args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that reward")
+    reference: str | None = Field(None, description="column with a reference answer that the critic reads")
+    prompt: str | None = Field(None, description="file with the critic's instruction instead of the built-in one")
+    every: int = Field(1, ge=1, description="N: the critic learns at every Nth policy step")
+    learning_rate: float | None = Field(None, ge=0, description="peak learning rate (default train.learning_rate)")
+    max_tokens: int = Field(128, ge=1, description="longest critique")
+    temperature: float = Field(1.0, gt=0, description="of the critique's draw")
+    cold_start: int = Field(50, ge=0, description="steps of SFT on critiques made from verified answers, before step 1")
+    cold_start_batch: int = Field(32, ge=1, description="critiques in each of these steps")
+    min_parsed: float = Field(0.5, ge=0, le=1, description="the run stops when a smaller share of critiques parses")
+    joint: bool = Field(
+        False, description="the critic sees all answers to a prompt at once and writes their scores, baseline and "
+        "temperature, which are logged beside the computed ones"
+    )  # fmt: skip
+
+
+class GmpoConfig(Strict):
+    """GMPO: answers weighted by exp(advantage / temperature). docs/methods/gmpo.md has the formulas."""
+
+    answers: Literal["policy", "data"] = Field(
+        "policy", description="the policy answers at every step, or the data's own answers are used (offline)"
+    )
+    baseline: Literal["group", "batch"] = Field("group", description="mean score of the prompt's answers, or of all")
+    temperature: float | Literal["dynamic"] = Field(
+        "dynamic", description="τ, or dynamic: τ₀ times the recent deviation of scores"
+    )
+    scale: float = Field(1.0, gt=0, description="dynamic: τ₀")
+    min_temperature: float = Field(0.02, gt=0, description="dynamic: τ never falls under this")
+    max_temperature: float = Field(1.0, gt=0, description="dynamic: τ never rises above this")
+    buffer: int = Field(64, ge=1, description="dynamic: groups whose variance τ follows")
+    max_weight: float = Field(20.0, gt=1, description="w_max: largest weight of an answer")
+    min_spread: float = Field(0.02, ge=0, description="groups whose scores differ by less are left out")
+    beta: float = Field(0.05, ge=0, description="λ, weight of the KL to the reference")
+    meta_prompt: str | None = Field(
+        None, description="file with a text put before the question when sampling, left out when training"
+    )
+    lessons: int = Field(0, ge=0, description="lessons from the critic's explanations kept behind the meta-prompt")
+    field: str = Field("field", description="column that results are told apart by, where the data has it")
+    critic: CriticConfig = CriticConfig()
 
 
 class LossConfig(Strict):
@@ -281,7 +412,10 @@ class TrainConfig(Strict):
     steps: int | None = Field(None, ge=1, description="optimizer steps; give steps or epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the data; give steps or epochs")
     batch_size: int = Field(8, ge=1, description="prompts (groups) per optimizer step")
-    updates_per_batch: int = Field(1, ge=1, description="optimizer updates on each sampled batch")
+    updates_per_batch: int = Field(1, ge=1, description="passes over each sampled batch")
+    minibatches: int = Field(
+        1, ge=1, description="optimizer updates of one pass: the batch's prompts are split into this many parts"
+    )
     learning_rate: float = Field(1e-5, ge=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="after warm-up")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps with rising learning rate")
@@ -352,8 +486,13 @@ class LogConfig(Strict):
 class Recipe(Strict):
     """Everything one run needs. Written, fully resolved, into the run folder."""
 
-    method: str = Field(description="a row of the table of methods: sft, dpo, kto, reward, grpo")
+    method: str = Field(
+        description="a row of the table of methods: sft, dpo, kto, reward, grpo, ppo, gmpo, iterative-dpo, rft, human"
+    )
     name: str = Field("run", description="name of the run or stage")
+    repeat: int = Field(
+        1, ge=1, description="rounds: this stage runs so many times, each from the result of the one before"
+    )
     output: str | None = Field(None, description="run folder; default runs/NAME")
     seed: int = Field(0, ge=0, description="seed of everything random")
     model: ModelConfig
@@ -364,6 +503,10 @@ class Recipe(Strict):
         default_factory=list, description="scores of completions; methods on fixed data use them for measuring alone"
     )
     policy: PolicyConfig = PolicyConfig()
+    value: ValueConfig = ValueConfig()
+    collect: CollectConfig = CollectConfig()
+    human: HumanConfig = HumanConfig()
+    gmpo: GmpoConfig = GmpoConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

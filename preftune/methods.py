@@ -1,6 +1,7 @@
 """The table of methods, as data. A method is four choices; the loop can't tell which one runs.
 
-    completions   where a group's completions come from: the data set, or the policy
+    completions   where a group's completions come from: the data set, or the policy at each step, or the policy once
+                  before training
     scores        whether rewards score them
     signal        scores → one advantage per completion (or none)
     loss          token log-probs + signal → a number to step on
@@ -12,22 +13,62 @@ Importing this module loads no torch: signals and losses are imported when first
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from preftune.config import PolicyConfig, Recipe
+from preftune.config import Recipe
 from preftune.errors import UsageError
+from preftune.objectives import (
+    BRADLEY_TERRY,
+    KTO,
+    PREFERENCE_LOSSES,
+    PRESETS,
+    Objective,
+    Preference,
+    objective,
+    preference,
+)
 from preftune.records import Group
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from preftune.losses.batch import Denominators, LossOutput, TokenBatch
-    from preftune.signals import Pairs
+    from preftune.signals import Pairs, RowWeights, TokenSignal
 
-SignalFunction: TypeAlias = "Callable[[Sequence[Group], Recipe], Tensor | Pairs | None]"
-"""Groups of the whole optimizer batch, scored → advantages_S (all completions, in order), pairs of them, or None."""
+__all__ = [
+    "BRADLEY_TERRY", "KTO", "METHODS", "PREFERENCE_LOSSES", "PRESETS", "Evidence", "Method", "Objective", "Preference",
+    "get_method", "method_of", "needs_rewards", "objective", "preference", "register",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a signal may read besides scores; each is None where the method does not ask for it.
+
+    Attributes:
+        old: log-probs under the policy that sampled, [group][completion] → tokens.
+        reference: the same under the reference.
+        values: a value head's estimates, the same shape.
+        beta: β of a KL inside the reward, where it adapts during the run.
+        reward_weights: weight of each reward, by its name in breakdowns.
+        row_weights: weights that depend on earlier batches (GMPO's temperature).
+    """
+
+    old: list[list[Tensor]] | None = None
+    reference: list[list[Tensor]] | None = None
+    values: list[list[Tensor]] | None = None
+    beta: float | None = None
+    reward_weights: Mapping[str, float] = field(default_factory=dict)
+    row_weights: RowWeights | None = None
+
+
+SignalFunction: TypeAlias = (
+    "Callable[[Sequence[Group], Recipe, Evidence], Tensor | TokenSignal | RowWeights | Pairs | None]"
+)
+"""Groups of the whole optimizer batch, scored → one advantage per completion [S] (all completions, in order), one per
+token, one weight per completion, pairs of completions, or None."""
 
 LossFunction: TypeAlias = "Callable[[TokenBatch, Denominators, Recipe], LossOutput]"
 """A micro-batch's share of the loss; shares sum to the batch's loss."""
@@ -38,7 +79,14 @@ class Method:
     """One row of the table.
 
     Attributes:
+        completions: "data", "policy" (drawn at every step), "collected" (drawn and scored once, before training, or
+            read from collect.path), or "either": the recipe's gmpo.answers says which.
+        defaults: what a recipe of this method starts from, under its own fields.
         needs_reference: whether a recipe of this method compares with the reference model.
+        needs_values: whether it trains a value head.
+        keeps: "collected" alone: what of the scored groups is trained on.
+        own_words: the completions count as the policy's own: the trainer's logits are divided by the sampling
+            temperature, and completions that were cut may be masked. Always so for "policy".
         compares: what the data's own scores must say: nothing, which of a row's completions is better ("pairs"), or
             which completions are good ("labels").
         reads: what the model gives for a completion: log-probs of its tokens, or one score from a reward head.
@@ -49,7 +97,7 @@ class Method:
 
     name: str
     summary: str
-    completions: Literal["data", "policy"]
+    completions: Literal["data", "policy", "collected", "either"]
     scored: bool
     signal: SignalFunction
     loss: LossFunction
@@ -58,157 +106,106 @@ class Method:
     reads: Literal["logprobs", "scores"] = "logprobs"
     contrast: Callable[[Sequence[Group]], list[Group]] | None = None
     entropy: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """The four choices of a clipped policy gradient, and its KL penalty; see METHODS in docs/methods/grpo.md."""
-
-    advantage: Literal["group-std", "group-mean", "batch-std", "leave-one-out"] = "group-std"
-    ratio: Literal["token", "sequence", "sequence-sum"] = "token"
-    clip: Literal["ppo", "cispo", "none"] = "ppo"
-    clip_low: float | None = 0.2
-    clip_high: float | None = 0.2
-    aggregate: Literal["token-mean", "sequence-mean", "constant"] = "token-mean"
-    beta: float = 0.0
-    kl: Literal["k2", "k3"] = "k3"
-
-
-PRESETS: dict[str, Objective] = {
-    "grpo": Objective(),
-    "grpo-original": Objective(aggregate="sequence-mean", beta=0.04),
-    "dr-grpo": Objective(advantage="group-mean", aggregate="constant"),
-    "gspo": Objective(ratio="sequence", clip_low=3e-4, clip_high=4e-4, aggregate="sequence-mean"),
-    "cispo": Objective(clip="cispo", clip_low=None, clip_high=5.0),
-}
-"""Vetted combinations; `docs/methods/grpo.md` names each one's paper and TRL's settings for the same objective."""
-
-
-def objective(policy: PolicyConfig) -> Objective:
-    """The preset with the recipe's own choices over it.
-
-    Raises:
-        UsageError: unknown preset, or a clip bound that the chosen clip does not have.
-    """
-    if policy.preset not in PRESETS:
-        near = difflib.get_close_matches(policy.preset, PRESETS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"policy.preset {policy.preset!r} is none of {', '.join(PRESETS)}{hint}")
-    chosen = PRESETS[policy.preset]
-    if policy.clip is not None and policy.clip != chosen.clip:
-        # Another clip has other bounds; the preset's would mean something else there.
-        bounds = {"ppo": (0.2, 0.2), "cispo": (None, 5.0), "none": (None, None)}[policy.clip]
-        chosen = replace(chosen, clip=policy.clip, clip_low=bounds[0], clip_high=bounds[1])
-    for name in ("clip_low", "clip_high"):
-        if getattr(policy, name) is not None and getattr(chosen, name) is None:
-            raise UsageError(f"policy.{name} has no meaning with clip: {chosen.clip}; remove it")
-    given = {
-        name: getattr(policy, name)
-        for name in ("advantage", "ratio", "clip_low", "clip_high", "aggregate", "beta", "kl")
-        if getattr(policy, name) is not None
-    }
-    return replace(chosen, **given)
-
-
-@dataclass(frozen=True, slots=True)
-class Preference:
-    """A loss on fixed preferences or labels, with every number filled in.
-
-    Attributes:
-        implicit: how the policy's own reward of a completion is read: β·(log π − log π₀) ("ratio"), the same per token
-            ("ratio-mean"), β·log π ("likelihood"), β·log π per token ("likelihood-mean"), or a reward head ("score").
-        fields: fields of the recipe's `loss` that this loss reads, besides name.
-    """
-
-    name: str
-    implicit: Literal["ratio", "ratio-mean", "likelihood", "likelihood-mean", "score"]
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    gamma_ratio: float = 0.0
-    odds_weight: float = 0.0
-    sft_weight: float = 0.0
-    center: float = 0.0
-    fields: frozenset[str] = frozenset()
+    needs_values: Callable[[Recipe], bool] = lambda recipe: False
+    keeps: Callable[[Sequence[Group], Recipe], list[Group]] | None = None
+    own_words: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def needs_reference(self) -> bool:
-        return self.implicit in ("ratio", "ratio-mean")
+    def samples(self) -> bool:
+        """Whether the policy writes the completions of each step."""
+        return self.completions == "policy"
+
+    @property
+    def tempered(self) -> bool:
+        """Whether the trainer scores at the sampling temperature."""
+        return self.samples or self.own_words
 
 
-def _pair_loss(name: str, implicit: Any, *own: str, **numbers: float) -> Preference:
-    return Preference(name, implicit, fields=frozenset({"beta", "sft_weight", "pairs", *own}), **numbers)
-
-
-PREFERENCE_LOSSES: dict[str, Preference] = {
-    "dpo": _pair_loss("dpo", "ratio", "label_smoothing"),
-    "conservative": _pair_loss("conservative", "ratio", "label_smoothing", label_smoothing=0.1),
-    "robust": _pair_loss("robust", "ratio", "label_smoothing", label_smoothing=0.1),
-    "ipo": _pair_loss("ipo", "ratio-mean"),
-    "hinge": _pair_loss("hinge", "ratio"),
-    "apo-zero": _pair_loss("apo-zero", "ratio"),
-    "apo-down": _pair_loss("apo-down", "ratio"),
-    "simpo": _pair_loss("simpo", "likelihood-mean", "gamma_ratio", beta=2.5, gamma_ratio=0.55),
-    "orpo": Preference(
-        "orpo", "likelihood-mean", beta=1.0, odds_weight=0.1, sft_weight=1.0,
-        fields=frozenset({"odds_weight", "pairs"}),
-    ),
-    "cpo": _pair_loss("cpo", "likelihood", sft_weight=1.0),
-}  # fmt: skip
-"""The losses of `preftune dpo`, with the field's defaults; docs/methods/dpo.md has formulas and sources."""
-
-KTO = Preference(
-    "kto", "ratio", fields=frozenset({"beta", "desirable_weight", "undesirable_weight", "label_threshold"})
-)
-BRADLEY_TERRY = Preference("bradley-terry", "score", center=0.01, fields=frozenset({"margin", "center", "pairs"}))
-
-
-def preference(recipe: Recipe) -> Preference:
-    """The recipe's loss on preferences or labels, its own numbers over the loss's defaults.
-
-    Raises:
-        UsageError: a name that this method does not have, or a field that the chosen loss does not read.
-    """
-    method, given = recipe.method, recipe.loss
-    known = {"kto": {"kto": KTO}, "reward": {"bradley-terry": BRADLEY_TERRY}}.get(method, PREFERENCE_LOSSES)
-    name = given.name or next(iter(known))
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"loss.name {name!r} is none of {', '.join(known)} (method {method}){hint}")
-    chosen = known[name]
-    default = type(given)()
-    for field in type(given).model_fields:
-        if field != "name" and field not in chosen.fields and getattr(given, field) != getattr(default, field):
-            raise UsageError(
-                f"loss.{field} has no meaning with loss {name}, which reads "
-                f"{', '.join(sorted(chosen.fields))}; remove it"
-            )
-    numbers = ("beta", "label_smoothing", "gamma_ratio", "odds_weight", "sft_weight", "center")
-    return replace(chosen, **{n: value for n in numbers if (value := getattr(given, n)) is not None})
-
-
-def _no_signal(groups: Sequence[Group], recipe: Recipe) -> Tensor | None:
+def _no_signal(groups: Sequence[Group], recipe: Recipe, evidence: Evidence) -> Tensor | None:
     return None
 
 
-def _group_advantages(groups: Sequence[Group], recipe: Recipe) -> Tensor | None:
+def _flat(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    """scores_S and group_S of a batch."""
     import torch
 
-    from preftune.signals import group_advantages
-
     scores_S = torch.tensor([score for group in groups for score in group.scores])
-    group_S = torch.tensor([g for g, group in enumerate(groups) for _ in group.completions], dtype=torch.long)
-    return group_advantages(scores_S, group_S, objective(recipe.policy).advantage)
+    return scores_S, torch.tensor([g for g, group in enumerate(groups) for _ in group.completions], dtype=torch.long)
 
 
-def _pairs(groups: Sequence[Group], recipe: Recipe) -> Pairs:
+def _advantages(groups: Sequence[Group], recipe: Recipe, evidence: Evidence) -> Tensor | TokenSignal:
+    """Advantages by the objective: of completions from their group, or of tokens by GAE."""
+    import torch
+
+    from preftune.signals import group_advantages, normalized_advantages
+
+    chosen = objective(recipe.policy)
+    scores_S, group_S = _flat(groups)
+    if chosen.advantage == "gae":
+        return _gae(groups, recipe, evidence, scores_S)
+    if recipe.policy.combine == "normalize":
+        names = [name for name, weight in evidence.reward_weights.items() if weight]
+        every = [c.breakdown for group in groups for c in group.completions]
+        scores_SR = torch.tensor([[_number(row.get(name)) for name in names] for row in every]).reshape(-1, len(names))
+        weights_R = torch.tensor([float(evidence.reward_weights[name]) for name in names])
+        return normalized_advantages(scores_SR, weights_R, group_S)
+    if chosen.kl == "reward" and chosen.beta > 0.0:
+        scores_S = scores_S - _beta(chosen, evidence) * _kl_sums(evidence)
+    return group_advantages(scores_S, group_S, chosen.advantage)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _beta(chosen: Objective, evidence: Evidence) -> float:
+    return chosen.beta if evidence.beta is None else evidence.beta
+
+
+def _kl_sums(evidence: Evidence) -> Tensor:
+    """Σ log π − log π₀ of each completion, [S]: k1, summed."""
+    import torch
+
+    assert evidence.old is not None and evidence.reference is not None
+    return torch.stack([
+        (mine - theirs).sum()
+        for row, reference in zip(evidence.old, evidence.reference, strict=True)
+        for mine, theirs in zip(row, reference, strict=True)
+    ])  # fmt: skip
+
+
+def _gae(groups: Sequence[Group], recipe: Recipe, evidence: Evidence, scores_S: Tensor) -> TokenSignal:
+    import torch
+
+    from preftune.signals import TokenSignal, gae, token_rewards, whiten
+
+    chosen, settings = objective(recipe.policy), recipe.value
+    assert evidence.old is not None and evidence.values is not None
+    inside = chosen.kl == "reward" and evidence.reference is not None
+    old_T, values_T = (torch.cat([t for row in rows for t in row]) for rows in (evidence.old, evidence.values))
+    reference_T = torch.cat([t for row in evidence.reference or () for t in row]) if inside else None
+    lengths_S = torch.tensor([c.length for group in groups for c in group.completions], dtype=torch.long)
+    rewards_T = token_rewards(scores_S, lengths_S, old_T, reference_T, _beta(chosen, evidence))
+    advantages_T, returns_T = gae(rewards_T, values_T, lengths_S, gamma=settings.gamma, lam=settings.lam)
+    if settings.whiten:
+        masked = recipe.policy.mask_truncated
+        kept = [float(not (masked and c.finish == "length")) for group in groups for c in group.completions]
+        advantages_T = whiten(advantages_T, torch.tensor(kept).repeat_interleave(lengths_S))
+    return TokenSignal(advantages_T, returns_T, values_T)
+
+
+def _row_weights(groups: Sequence[Group], recipe: Recipe, evidence: Evidence) -> RowWeights | None:
+    return evidence.row_weights
+
+
+def _pairs(groups: Sequence[Group], recipe: Recipe, evidence: Evidence) -> Pairs:
     """Pairs by the data's scores. A row's own `margin` column, where it has one, takes the place of the distance."""
     import torch
 
     from preftune.signals import Pairs, preference_pairs
 
-    scores_S = torch.tensor([score for group in groups for score in group.scores])
-    group_S = torch.tensor([g for g, group in enumerate(groups) for _ in group.completions], dtype=torch.long)
+    scores_S, group_S = _flat(groups)
     found = preference_pairs(scores_S, group_S, recipe.loss.pairs)
     if recipe.loss.margin == "scores":
         return found
@@ -218,7 +215,52 @@ def _pairs(groups: Sequence[Group], recipe: Recipe) -> Pairs:
     return Pairs(found.pairs_P2, torch.tensor(given)[group_S[found.pairs_P2[:, 0]]])
 
 
-def _labels(groups: Sequence[Group], recipe: Recipe) -> Tensor:
+def _collected_pairs(groups: Sequence[Group], recipe: Recipe, evidence: Evidence) -> Pairs:
+    """Pairs of answers whose scores differ by more than the margin."""
+    from preftune.signals import Pairs
+
+    found = _pairs(groups, recipe, evidence)
+    scores_S, _ = _flat(groups)
+    chosen, rejected = found.pairs_P2.unbind(1)
+    wide = scores_S[chosen] - scores_S[rejected] > recipe.collect.margin
+    return Pairs(found.pairs_P2[wide], found.margins_P[wide])
+
+
+def _with_a_pair(groups: Sequence[Group], recipe: Recipe) -> list[Group]:
+    """Groups that have two answers whose scores differ by more than the margin; equal texts make no pair."""
+    out: list[Group] = []
+    for group in groups:
+        different = {c.ids: c for c in reversed(group.completions)}
+        kept = tuple(c for c in group.completions if different[c.ids] is c)
+        scores = [c.score for c in kept if c.score is not None]
+        if scores and max(scores) - min(scores) > recipe.collect.margin:
+            out.append(replace(group, completions=kept))
+    return out
+
+
+def _best(groups: Sequence[Group], recipe: Recipe) -> list[Group]:
+    """Each group's best answers, the earlier one where scores are equal; each different text once."""
+    settings = recipe.collect
+    out: list[Group] = []
+    for group in groups:
+        if settings.spread_only and len(set(group.scores)) < 2:
+            continue
+        different = {c.ids: c for c in reversed(group.completions)}
+        ranked = sorted(different.values(), key=lambda c: (-(c.score or 0.0), group.completions.index(c)))
+        if settings.min_score is not None:
+            ranked = [c for c in ranked if c.score is not None and c.score >= settings.min_score]
+        if ranked:
+            out.append(replace(group, completions=tuple(ranked[: settings.keep])))
+    return out
+
+
+def _rated(groups: Sequence[Group], recipe: Recipe) -> list[Group]:
+    """Answers that have a score."""
+    kept = [replace(g, completions=tuple(c for c in g.completions if c.score is not None)) for g in groups]
+    return [group for group in kept if group.completions]
+
+
+def _labels(groups: Sequence[Group], recipe: Recipe, evidence: Evidence) -> Tensor:
     import torch
 
     good = [score >= recipe.loss.label_threshold for group in groups for score in group.scores]
@@ -268,10 +310,18 @@ def _policy_gradient(batch: TokenBatch, denominators: Denominators, recipe: Reci
     from preftune.losses.policy import clipped_policy_gradient
 
     o = objective(recipe.policy)
+    inside = o.kl == "reward"  # β was taken off the reward already
     return clipped_policy_gradient(
         batch, denominators, ratio=o.ratio, clip=o.clip, clip_low=o.clip_low, clip_high=o.clip_high,
-        aggregate=o.aggregate, beta=o.beta, kl=o.kl,
+        aggregate=o.aggregate, beta=0.0 if inside else o.beta, kl="k3" if o.kl == "reward" else o.kl,
+        sampler_cap=recipe.policy.sampler_cap,
     )  # fmt: skip
+
+
+def _weighted_likelihood(batch: TokenBatch, denominators: Denominators, recipe: Recipe) -> LossOutput:
+    from preftune.losses.weighted import weighted_likelihood
+
+    return weighted_likelihood(batch, denominators, beta=recipe.gmpo.beta)
 
 
 METHODS: dict[str, Method] = {}
@@ -294,6 +344,23 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
+def method_of(recipe: Recipe) -> Method:
+    """The row of the recipe's method, its completions settled.
+
+    Raises:
+        UsageError: no such method.
+    """
+    row = get_method(recipe.method)
+    return replace(row, completions=recipe.gmpo.answers) if row.completions == "either" else row
+
+
+def needs_rewards(recipe: Recipe) -> bool:
+    """Whether a recipe without rewards has nothing to score its completions by."""
+    if recipe.method == "gmpo":
+        return recipe.gmpo.answers == "policy" and recipe.gmpo.critic.kind == "none"
+    return get_method(recipe.method).scored and recipe.collect.path is None
+
+
 register(
     Method(
         name="sft",
@@ -310,9 +377,77 @@ register(
         summary="group-relative policy optimisation: the policy answers, rewards score, the group is the baseline",
         completions="policy",
         scored=True,
-        signal=_group_advantages,
+        signal=_advantages,
         loss=_policy_gradient,
-        needs_reference=lambda recipe: objective(recipe.policy).beta > 0.0,
+        needs_reference=lambda recipe: objective(recipe.policy).needs_reference,
+        needs_values=lambda recipe: objective(recipe.policy).needs_values,
+    )
+)
+register(
+    Method(
+        name="ppo",
+        summary="proximal policy optimisation: a reward model scores, a value head says what each token was worth",
+        completions="policy",
+        scored=True,
+        signal=_advantages,
+        loss=_policy_gradient,
+        needs_reference=lambda recipe: objective(recipe.policy).needs_reference,
+        needs_values=lambda recipe: objective(recipe.policy).needs_values,
+        defaults={
+            "policy": {"preset": "ppo", "missing_eos_penalty": 1.0},
+            "train": {"updates_per_batch": 4, "minibatches": 2, "adam_eps": 1e-5},
+        },
+    )
+)
+register(
+    Method(
+        name="gmpo",
+        summary="likelihood weighted by exp(advantage / temperature), scored by a critic that explains itself",
+        completions="either",
+        scored=False,
+        signal=_row_weights,
+        loss=_weighted_likelihood,
+        needs_reference=lambda recipe: recipe.gmpo.beta > 0.0,
+    )
+)
+register(
+    Method(
+        name="iterative-dpo",
+        summary="rounds (repeat) of: the policy answers, rewards score, the best and the worst answer are a DPO pair",
+        completions="collected",
+        scored=True,
+        signal=_collected_pairs,
+        loss=_preference,
+        needs_reference=lambda recipe: preference(recipe).needs_reference,
+        compares="pairs",
+        entropy=False,
+        keeps=_with_a_pair,
+        defaults={"loss": {"pairs": "best-worst"}},
+    )
+)
+register(
+    Method(
+        name="rft",
+        summary="rejection fine-tuning: the policy answers, rewards score, SFT on the best of each prompt's answers",
+        completions="collected",
+        scored=True,
+        signal=_no_signal,
+        loss=_nll,
+        keeps=_best,
+    )
+)
+register(
+    Method(
+        name="human",
+        summary="direct RLHF: people score the policy's answers (preftune human …), a policy gradient step follows",
+        completions="collected",
+        scored=False,
+        signal=_advantages,
+        loss=_policy_gradient,
+        needs_reference=lambda recipe: objective(recipe.policy).needs_reference,
+        keeps=_rated,
+        own_words=True,
+        defaults={"policy": {"advantage": "batch-std"}},
     )
 )
 register(

@@ -151,6 +151,13 @@ def _with_stages_resolved(recipe: Recipe, folder: Path, names: set[str]) -> Reci
             reward = reward.model_copy(update={"args": {**reward.args, "path": str(there)}})
         rewards.append(reward)
     recipe = recipe.model_copy(update={"rewards": rewards})
+    if recipe.value.path is not None and recipe.value.path.startswith(STAGE):
+        there = _final(recipe, "value.path", recipe.value.path, folder, names)
+        recipe = recipe.model_copy(update={"value": recipe.value.model_copy(update={"path": str(there)})})
+    if recipe.model.reference_path is not None and recipe.model.reference_path.startswith(STAGE):
+        there = _final(recipe, "model.reference_path", recipe.model.reference_path, folder, names)
+        model = recipe.model.model_copy(update={"reference_path": str(there)})
+        recipe = recipe.model_copy(update={"model": model})
     path = recipe.model.path
     if not path.startswith(STAGE):
         return recipe

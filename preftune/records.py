@@ -116,6 +116,8 @@ class Completion:
         source: "policy", "data", or the name of another model.
         score: the weighted sum of rewards, None before scoring; for data, what the row says (label, rank, preference).
         breakdown: each reward's own value (None where it did not apply).
+        notes: what a scorer wrote about the completion, and how its signal came about, for people to read: a judge's
+            or critic's explanation, baseline, weight. Plain JSON values; no formula reads them.
     """
 
     ids: tuple[int, ...]
@@ -128,6 +130,7 @@ class Completion:
     source: str = "data"
     score: float | None = None
     breakdown: Mapping[str, float | None] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.mask):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.signals import group_advantages, group_spread, preference_pairs
+from preftune.signals import group_advantages, group_spread, normalized_advantages, preference_pairs
 
 KINDS = ("group-std", "group-mean", "batch-std", "leave-one-out")
 
@@ -121,6 +121,59 @@ def test_bad_input_is_named():
         advantages([0.0, 1.0], [0], "group-std")
     with pytest.raises(ValueError, match="group 1 has no scores"):
         advantages([0.0, 1.0], [0, 2], "group-std")
+
+
+def gdpo(rows: list[list[float]], weights: list[float], groups: list[int]) -> list[float]:
+    scores = torch.tensor(rows, dtype=torch.float64)
+    return normalized_advantages(scores, torch.tensor(weights), torch.tensor(groups, dtype=torch.long)).tolist()
+
+
+def test_gdpo_by_hand():
+    # One group. First reward 0, 1; second 300, 100: each becomes ∓ h with h = 0.5 / (sqrt 0.5 + 1e-4) or so.
+    h, g = 0.5 / (math.sqrt(0.5) + 1e-4), 100 / (math.sqrt(20_000) + 1e-4)
+    total = -h + 0.25 * g
+    std = abs(total) * math.sqrt(2) + 1e-4  # of the two numbers total and −total, Bessel-corrected
+    assert gdpo([[0, 300], [1, 100]], [1.0, 0.25], [0, 0]) == pytest.approx([total / std, -total / std])
+    # A reward of weight 0 and a group in which the other one is equal.
+    found = gdpo([[0, 3], [1, 1], [0, 1], [1, 1]], [0.0, 1.0], [0, 0, 1, 1])
+    h = 1.0 / (math.sqrt(2) + 1e-4)
+    std = math.sqrt(2 * h * h / 3) + 1e-4
+    assert found == pytest.approx([h / std, -h / std, 0, 0], abs=1e-12)
+
+
+def test_gdpo_of_rewards_that_do_not_apply():
+    nan = math.nan
+    # The second reward applies to two of three: their mean and deviation alone count, and the third gets nothing of it.
+    h = 0.5 / (math.sqrt(0.5) + 1e-4)
+    totals = [-h, 0.0, h]
+    std = math.sqrt(2 * h * h / 2) + 1e-4
+    assert gdpo([[7, 0], [7, nan], [7, 1]], [1, 1], [0, 0, 0]) == pytest.approx([t / std for t in totals], abs=1e-12)
+    # Nothing applies to the last: it has no advantage, and the deviation is of the two others.
+    std = math.sqrt(2) * h + 1e-4
+    assert gdpo([[nan, 0], [nan, 1], [nan, nan]], [1, 1], [0, 0, 0]) == pytest.approx([-h / std, h / std, 0])
+
+
+def test_gdpo_where_nothing_differs():
+    nan = math.nan
+    assert gdpo([[0.1, 5]] * 3, [1, 1], [0, 0, 0]) == [0.0] * 3
+    assert gdpo([[0, 1], [1, 2]], [1, 1], [0, 1]) == [0.0] * 2  # groups of one
+    assert gdpo([[nan, nan]] * 2, [1, 1], [0, 0]) == [0.0] * 2
+    assert gdpo([[1, nan], [nan, 2]], [1, 1], [0, 0]) == [0.0] * 2  # nobody to compare with
+    assert normalized_advantages(torch.zeros(0, 2), torch.ones(2), torch.zeros(0, dtype=torch.long)).tolist() == []
+    # In a batch with a live group, a dead one stays at 0 up to rounding.
+    found = gdpo([[0.1, 5]] * 3 + [[0, 1], [1, 2]], [1, 1], [0, 0, 0, 1, 1])
+    assert found[:3] == pytest.approx([0, 0, 0], abs=1e-12) and found[4] == pytest.approx(-found[3])
+
+
+def test_gdpo_precision_and_errors():
+    scores = torch.tensor([[0.0, 1.0], [1.0, 5.0]], dtype=torch.bfloat16, requires_grad=True)
+    found = normalized_advantages(scores, torch.ones(2), torch.tensor([0, 0]))
+    assert found.dtype == torch.float32 and not found.requires_grad
+    assert found.tolist() == pytest.approx(gdpo([[0, 1], [1, 5]], [1, 1], [0, 0]), abs=1e-6)
+    with pytest.raises(ValueError, match="a score is infinite"):
+        gdpo([[0, math.inf]], [1, 1], [0])
+    with pytest.raises(ValueError, match=r"scores of shape \(1, 2\) for 1 completions and 1 weights"):
+        gdpo([[0, 1]], [1], [0])
 
 
 def pairs(scores: list[float], groups: list[int], kind: str = "all") -> list[tuple[int, int, float]]:

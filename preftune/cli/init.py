@@ -10,9 +10,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from preftune.cli.parser import Parser
-from preftune.config import LossConfig, Recipe
+from preftune.config import Recipe
 from preftune.errors import UsageError
-from preftune.methods import BRADLEY_TERRY, KTO, METHODS, PREFERENCE_LOSSES, Method
+from preftune.methods import METHODS, Method
+from preftune.recipes.reads import unread
 from preftune.recipes.schema import is_dict, is_list, item_of, keys_of, model_of, nearest
 from preftune.recipes.yamltext import dump_yaml
 
@@ -86,7 +87,7 @@ def template(method: str) -> str:
         "# Look before you train: preftune run THIS_FILE --dry-run",
         "",
     ]
-    shown = _Shown(essential, unread(row))
+    shown = _Shown(essential, frozenset(unread(row)), flat_defaults(row))
     lines = [str(line) for line in _section(Recipe, (), 0, None, shown)]
     return "\n".join([*head, *lines]) + "\n"
 
@@ -97,30 +98,12 @@ class _Shown:
 
     essential: dict[str, Any]
     unread: frozenset[str]
+    defaults: dict[str, Any]
 
 
-def unread(row: Method) -> frozenset[str]:
-    """Fields and sections that have no effect for this method, by their dotted names."""
-    out: set[str] = set()
-    if row.completions == "data":
-        out |= {"policy", "sampling.group_size"}
-    if row.reads == "scores":  # a reward model writes nothing
-        out |= {"sampling", "rewards", "eval.temperature", "eval.max_tokens"}
-    else:
-        out.add("train.normalize")
-    if row.compares is None or row.reads == "scores":
-        out |= {"train.reference_logprobs", "train.reference_cache"}
-    if row.completions == "data" and (row.compares is None or row.reads == "scores"):
-        out.add("model.reference")
-    if row.compares is None:
-        read = {"label_threshold"} if row.name == "sft" else set[str]()
-    elif row.name in ("kto", "reward"):
-        read = set((KTO if row.name == "kto" else BRADLEY_TERRY).fields)
-    else:
-        read = {"name"}.union(*(loss.fields for loss in PREFERENCE_LOSSES.values()))
-    if not read:
-        out.add("loss")
-    return frozenset(out | {f"loss.{name}" for name in LossConfig.model_fields if name not in read})
+def flat_defaults(row: Method) -> dict[str, Any]:
+    """The method's own defaults, by dotted name."""
+    return {f"{section}.{key}": value for section, some in row.defaults.items() for key, value in some.items()}
 
 
 def _section(
@@ -159,7 +142,7 @@ def _field(
         yield _Line(indent + 2, f"{_FREE_KEY}:", "the standard column; one such block each", here)
         yield from _section(inner, (*path, "*"), indent + 4, here, shown)
     else:
-        yield _Line(indent, f"{key}: {_value(name, info, shown.essential)}", note, here)
+        yield _Line(indent, f"{key}: {_value(name, info, {**shown.defaults, **shown.essential})}", note, here)
 
 
 def _value(name: str, info: FieldInfo, essential: dict[str, Any]) -> str:

@@ -21,10 +21,13 @@ COMMANDS: dict[str, str] = {
     "init": "print a commented recipe to start from",
     "merge": "fold an adapter into its base model",
     "score": "score completions with a reward model",
+    "judge": "measure how well a judge agrees with known preferences",
+    "human": "send answers out to people, take their ratings in, train on them",
     "report": "write a run folder's report.html again",
     "rewards": "list the built-in rewards and their arguments",
 }
-"""Command → what it does. Each lives in preftune/cli/NAME.py; a method's name is `run` for that method."""
+"""Command → what it does. Each lives in preftune/cli/NAME.py; a method's name is `run` for that method, unless it is
+the name of a command, too."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
         from preftune.cli import run
 
         return run.execute(rest, method=name)
-    raise UsageError(_unknown_command(name, [*COMMANDS, *METHODS]))
+    raise UsageError(_unknown_command(name, [*{**COMMANDS, **METHODS}]))
 
 
 def _unknown_command(name: str, names: list[str]) -> str:
@@ -81,8 +84,10 @@ def _unknown_command(name: str, names: list[str]) -> str:
 def _help() -> str:
     from preftune.methods import METHODS
 
-    methods = {name: f"run a recipe for {name}: {row.summary}" for name, row in METHODS.items()}
-    rows = [f"  {name:<10}{text}" for name, text in {**COMMANDS, **methods}.items()]
+    methods = {name: f"run a recipe for {name}: {row.summary}" for name, row in METHODS.items() if name not in COMMANDS}
+    listed = {**COMMANDS, **methods}
+    width = max(map(len, listed)) + 2
+    rows = [f"  {name:<{width}}{text}" for name, text in listed.items()]
     return "\n".join(
         [
             f"preftune {__version__}: alignment for all",

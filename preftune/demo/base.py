@@ -7,6 +7,7 @@ likely one, while the right one stays within reach of sampling: what GRPO needs 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,15 +31,20 @@ ROWS_PER_STEP = 64
 STEPS = 600
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(further: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A word-level tokenizer that loses nothing: each word once with and once without a space before it, each
     digit and sign a token of its own. Decoding joins the pieces as they are, so the ids of " so 85." read " so 85."
-    again."""
+    again.
+
+    Args:
+        further: pieces that are put behind all others, so that no id changes.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     pieces = [PAD, EOS, UNKNOWN, " ", "\n", *"0123456789+-=.,?:"]
     pieces += [space + word for word in words() for space in (" ", "")]
+    pieces += [piece for piece in dict.fromkeys(further) if piece not in frozenset(pieces)]
     tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\p{L}+|[^\p{L}]"), "isolated")
     tokenizer.decoder = decoders.Fuse()

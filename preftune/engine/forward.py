@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from preftune.engine.attention import NAME, PackedLayout, register
+from preftune.engine.divergence import full_divergence
 from preftune.engine.head import ModuleHead, base_of, decoder_of, read_head, scores_of
 from preftune.engine.logprobs import fused_logprobs
 from preftune.engine.pack import Pack, PaddedBatch, PairsOfGroup, pack, unshare
@@ -111,11 +112,7 @@ class Engine:
         with self.autocast():
             if self.whole_logits:
                 return self._from_logits(packed, model, temperature, with_entropy)
-            if self.mode == "shared":
-                hidden_ND = self._shared_states(packed, model)
-                states_TD = hidden_ND[packed.source_T]
-            else:
-                states_TD = self._padded_states(packed, model)
+            states_TD = self._token_states(packed, model)
             head = read_head(model)
             logprobs_T, entropy_T = fused_logprobs(
                 states_TD, head.weight(), packed.target_T, bias_V=head.bias, scale=head.scale, softcap=head.softcap,
@@ -135,24 +132,63 @@ class Engine:
         """
         if not self.scoring:
             raise ModelError("this model has no reward head: load it with load_reward")
-        model = self.policy.model
+        return scores_of(self.policy.model, self.last_states(packed, self.policy.model))
+
+    def token_states(self, packed: Pack, model: Any) -> Tensor:
+        """Last hidden states that predict the trained tokens of a pack, [T, D], with the graph if enabled."""
+        with self.autocast():
+            return self._token_states(packed, model)
+
+    def _token_states(self, packed: Pack, model: Any) -> Tensor:
+        if self.mode == "shared":
+            return self._shared_states(packed, model)[packed.source_T]
+        return self._padded_states(packed, model)
+
+    def last_states(self, packed: Pack, model: Any) -> Tensor:
+        """Last hidden states at each completion's last token (an empty one's: its prompt's), [S, D].
+
+        Raises:
+            ValueError: a pack without last tokens.
+        """
         spans = [(s, at, n) for s in packed.segments for at, n in s.completions]
         if any(n != len(c.ids) for (_, _, n), c in zip(spans, packed.completions, strict=True)):
             raise ValueError("this pack lacks the completions' last tokens; make it with keep_last")
         with self.autocast():
             if self.mode == "shared":
                 last = [at + n - 1 if n else s.start + s.prompt - 1 for s, at, n in spans]
-                states_SD = self._shared_states(packed, model)[torch.tensor(last, device=packed.input_ids_N.device)]
-            else:
-                parts: list[Tensor] = []
-                for rows in self._batches(unshare(packed)):
-                    self.start_afresh(model)
-                    last_R = rows.attention_mask.sum(1) - 1
-                    parts.append(
-                        run_rows(decoder_of(model), rows)[torch.arange(len(last_R), device=last_R.device), last_R]
-                    )
-                states_SD = torch.cat(parts)
-        return scores_of(model, states_SD)
+                return self._shared_states(packed, model)[torch.tensor(last, device=packed.input_ids_N.device)]
+            parts: list[Tensor] = []
+            for rows in self._batches(unshare(packed)):
+                self.start_afresh(model)
+                last_R = rows.attention_mask.sum(1) - 1
+                parts.append(run_rows(decoder_of(model), rows)[torch.arange(len(last_R), device=last_R.device), last_R])
+            return torch.cat(parts)
+
+    def divergence(self, packed: Pack, *, temperature: float = 1.0) -> tuple[TokenValues, Tensor]:
+        """As `forward` without entropies, and KL(π‖π₀) over the whole vocabulary before each trained token, [T], with
+        the graph. The policy's states are computed once for both.
+
+        Raises:
+            ModelError: a head that is read off whole logits, which would have to be held twice.
+        """
+        if self.scoring or self.whole_logits:
+            raise ModelError(f"{type(self.policy.base).__name__} has no plain output head, so there is no KL over it")
+        with torch.no_grad(), self.policy.reference() as reference, self.autocast():
+            theirs_TD = self._token_states(packed, reference)
+            head = read_head(reference)
+            # read here, while the reference is what acts: an adapted head has another weight outside
+            weight_VD, bias_V = head.weight(), head.bias
+        model = self.policy.model
+        with self.autocast():
+            states_TD = self._token_states(packed, model)
+            head = read_head(model)
+            settings: dict[str, Any] = {"scale": head.scale, "softcap": head.softcap, "temperature": temperature}
+            mine_VD = head.weight()
+            logprobs_T, _ = fused_logprobs(states_TD, mine_VD, packed.target_T, bias_V=head.bias, **settings)
+            divergence_T = full_divergence(
+                states_TD, mine_VD, theirs_TD, weight_VD, bias_V=head.bias, reference_bias_V=bias_V, **settings
+            )
+        return TokenValues(logprobs_T, None), divergence_T
 
     @torch.no_grad()
     def rate(self, groups: Sequence[Group], max_tokens: int) -> list[list[float]]:

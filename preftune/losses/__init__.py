@@ -2,11 +2,19 @@
 
 from preftune.losses.batch import Additive, Denominators, LossOutput, TokenBatch, merge_metrics
 from preftune.losses.kto import kto_loss
-from preftune.losses.policy import clipped_policy_gradient, importance_ratio, kl_estimate, kl_penalty
+from preftune.losses.policy import (
+    clipped_policy_gradient,
+    importance_ratio,
+    kl_estimate,
+    kl_penalty,
+    sampler_correction,
+)
 from preftune.losses.preference import implicit_rewards, preference_loss
 from preftune.losses.reduce import aggregate
 from preftune.losses.reward import bradley_terry
 from preftune.losses.supervised import nll
+from preftune.losses.value import value_loss
+from preftune.losses.weighted import weighted_likelihood
 
 __all__ = [
     "Additive",
@@ -24,4 +32,7 @@ __all__ = [
     "merge_metrics",
     "nll",
     "preference_loss",
+    "sampler_correction",
+    "value_loss",
+    "weighted_likelihood",
 ]

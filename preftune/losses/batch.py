@@ -37,6 +37,12 @@ class TokenBatch:
         scores_S: a reward head's score of each completion, with its graph. Where it is given there are no tokens.
         lengths_S: tokens that were written in each completion, where there are no tokens to count.
         baseline: detached scalar from outside the batch's own completions: KTO's z before its floor at 0.
+        advantages_T: advantage of each token (GAE), in the place of `advantages_S`.
+        sampler_logprobs_T: log-probs that the sampler kept, where it drew from the distribution that is trained.
+        values_T: a value head's estimate before each token, with its graph; `value_loss` alone reads these three.
+        old_values_T: the same before the batch's first update.
+        returns_T: what the estimates should have been.
+        divergence_T: KL(π‖π₀) over the whole vocabulary before each token, with its graph.
     """
 
     logprobs_T: Tensor
@@ -52,12 +58,21 @@ class TokenBatch:
     scores_S: Tensor | None = None
     lengths_S: Tensor | None = None
     baseline: Tensor | None = None
+    advantages_T: Tensor | None = None
+    sampler_logprobs_T: Tensor | None = None
+    values_T: Tensor | None = None
+    old_values_T: Tensor | None = None
+    returns_T: Tensor | None = None
+    divergence_T: Tensor | None = None
 
     def __post_init__(self) -> None:
         tokens = self.logprobs_T.shape
         if self.logprobs_T.dim() != 1:
             raise ValueError(f"logprobs_T must be flat, not of shape {tuple(tokens)}")
-        per_token = ("sequence_T", "old_logprobs_T", "reference_logprobs_T", "entropy_T")
+        per_token = (
+            "sequence_T", "old_logprobs_T", "reference_logprobs_T", "entropy_T", "advantages_T", "sampler_logprobs_T",
+            "values_T", "old_values_T", "returns_T", "divergence_T",
+        )  # fmt: skip
         per_sequence = ("weights_S", "advantages_S", "scores_S", "lengths_S")
         for names, shape in ((per_token, tokens), (per_sequence, torch.Size([self.num_sequences]))):
             for name in names:
@@ -85,6 +100,7 @@ class Denominators:
         max_tokens: the longest completion allowed, for the constant aggregate.
         pairs: pairs of the batch; 0 where the method has none.
         chosen_tokens: tokens of the pairs' chosen completions, each counted once per pair that it is chosen in.
+        all_tokens: completion tokens of all rows, whatever their weight.
     """
 
     tokens: float
@@ -92,6 +108,7 @@ class Denominators:
     max_tokens: float
     pairs: float = 0.0
     chosen_tokens: float = 0.0
+    all_tokens: float = 0.0
 
     @classmethod
     def count(cls, lengths: Sequence[int], weights: Sequence[float], max_tokens: int) -> Denominators:
@@ -99,7 +116,12 @@ class Denominators:
         if len(lengths) != len(weights):
             raise ValueError(f"{len(lengths)} lengths but {len(weights)} weights")
         tokens = sum(length * weight for length, weight in zip(lengths, weights, strict=True))
-        return cls(tokens=float(tokens), sequences=float(len(lengths)), max_tokens=float(max_tokens))
+        return cls(
+            tokens=float(tokens),
+            sequences=float(len(lengths)),
+            max_tokens=float(max_tokens),
+            all_tokens=float(sum(lengths)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

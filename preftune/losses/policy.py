@@ -130,14 +130,16 @@ def clipped_policy_gradient(
     aggregate: Aggregate = "token-mean",
     beta: float = 0.0,
     kl: KLEstimator = "k3",
+    sampler_cap: float | None = None,
 ) -> LossOutput:
-    """One objective for GRPO, Dr. GRPO, DAPO, GSPO, CISPO and RLOO. Per token, with ρ the importance ratio:
+    """One objective for GRPO, Dr. GRPO, DAPO, GSPO, CISPO, RLOO and PPO. Per token, with ρ the importance ratio:
 
         ppo     −min(ρ A, clamp(ρ, 1 − clip_low, 1 + clip_high) A)
         cispo   −detach(min(ρ, clip_high)) A log π
         none    −ρ A
 
-    plus β · `kl_penalty`, then `reduce.aggregate`.
+    plus β · `kl_penalty`, times the sampler's correction, then `reduce.aggregate`. A is the completion's advantage, or
+    each token's own (GAE).
 
     Args:
         batch: log-probs and advantages of one micro-batch.
@@ -149,23 +151,26 @@ def clipped_policy_gradient(
         aggregate: how token losses become one number.
         beta: weight of the KL penalty; 0 needs no reference.
         kl: estimator of the penalty, k3 or k2.
+        sampler_cap: C of truncated importance sampling: where the sampler's log-probs are known, a token counts
+            min(π_trainer / π_sampler, C), both before the batch's first update. None: every token counts 1. The
+            correction is of the samples, so it weights the penalty too; TRL 1.16 leaves the penalty as it is.
 
     Returns:
         The micro-batch's share of the loss. Metrics, over tokens of rows that count: `ratio/mean`, `ratio/max`, `nll`;
         ppo: `clip/low` and `clip/high`, the shares of tokens whose gradient the clip took away; cispo: `clip/high`, the
-        share at the cap; with reference log-probs `kl` (the estimator's own value); with entropies `entropy`.
+        share at the cap; with reference log-probs `kl` (the estimator's own value); with entropies `entropy`; with a
+        sampler's correction `sampler/correction`, the correction furthest from 1 (its distance).
 
     Raises:
         ValueError: no advantages; β > 0 without reference log-probs or with k1; clip bounds missing or out of place.
 
     References:
         Shao et al. 2024 (GRPO); Liu et al. 2025 (Dr. GRPO); Yu et al. 2025 (DAPO); Zheng et al. 2025 (GSPO);
-        MiniMax 2025 (CISPO, eq. 4); Ahmadian et al. 2024 (RLOO).
+        MiniMax 2025 (CISPO, eq. 4); Ahmadian et al. 2024 (RLOO); Schulman et al. 2017 (PPO, eq. 7); Yao et al. 2025,
+        "Your efficient RL framework secretly brings you off-policy RL training" (truncated importance sampling).
     """
-    if batch.advantages_S is None:
-        raise ValueError("a policy gradient needs advantages_S")
     logprobs_T = at_least_fp32(batch.logprobs_T)
-    advantages_T = batch.advantages_S.detach().to(logprobs_T.dtype)[batch.sequence_T]
+    advantages_T = _advantages(batch, logprobs_T.dtype)
     ratio_T = importance_ratio(logprobs_T, batch.old_logprobs_T, batch.sequence_T, batch.num_sequences, ratio)
     weights_T = batch.weights_S.to(logprobs_T.dtype)[batch.sequence_T]
     metrics = {
@@ -202,11 +207,36 @@ def clipped_policy_gradient(
         if reference_T is None:
             raise ValueError(f"beta is {beta:g}, so the KL penalty needs reference_logprobs_T")
         loss_T = loss_T + beta * kl_penalty(logprobs_T, batch.old_logprobs_T, reference_T, kl)
+    if sampler_cap is not None and batch.sampler_logprobs_T is not None:
+        correction_T = sampler_correction(logprobs_T, batch.old_logprobs_T, batch.sampler_logprobs_T, sampler_cap)
+        loss_T = loss_T * correction_T
+        metrics["sampler/correction"] = Additive.maximum((correction_T - 1.0).abs(), weights_T)
     if reference_T is not None:
         metrics["kl"] = Additive.mean(kl_estimate(logprobs_T, reference_T, kl), weights_T)
     if batch.entropy_T is not None:
         metrics["entropy"] = Additive.mean(batch.entropy_T.to(logprobs_T.dtype), weights_T)
     return LossOutput(_reduce(loss_T, batch, aggregate, denominators), metrics)
+
+
+def sampler_correction(
+    logprobs_T: Tensor, old_logprobs_T: Tensor | None, sampler_logprobs_T: Tensor, cap: float
+) -> Tensor:
+    """min(π_trainer / π_sampler, cap) of each token, no gradient; π_trainer before the batch's first update.
+
+    The same weights give different log-probs in a sampler with other kernels or precision; the ratio makes the samples
+    count as if the trainer had drawn them, and the cap bounds the variance that this costs.
+    """
+    trainer_T = (logprobs_T if old_logprobs_T is None else old_logprobs_T).detach()
+    return (trainer_T - sampler_logprobs_T.to(trainer_T.dtype)).clamp(max=_LOG_MAX).exp().clamp(max=cap)
+
+
+def _advantages(batch: TokenBatch, dtype: torch.dtype) -> Tensor:
+    """Each token's advantage: its own, or its completion's."""
+    if batch.advantages_T is not None:
+        return batch.advantages_T.detach().to(dtype)
+    if batch.advantages_S is None:
+        raise ValueError("a policy gradient needs advantages_S or advantages_T")
+    return batch.advantages_S.detach().to(dtype)[batch.sequence_T]
 
 
 def _log_ratio(logprobs_T: Tensor, old_logprobs_T: Tensor | None) -> Tensor:

@@ -47,7 +47,7 @@ def aggregate(
         num_sequences: S.
         kind: one of the three.
         denominators: totals of the whole optimizer batch.
-        weights_S: row weights, 1 or 0.
+        weights_S: row weights, at least 0; all but GMPO's are 1 or 0.
 
     Returns:
         Scalar. Shares of all micro-batches sum to the batch loss.
@@ -65,8 +65,8 @@ def aggregate(
         )
     weighted_T = loss_T * weights_S.to(loss_T.dtype)[sequence_T]
     if kind == "token-mean":
-        # All rows masked: the sum above is 0 and so is the loss.
-        return weighted_T.sum() / max(denominators.tokens, 1.0)
+        # All rows masked: the sum above is 0 and so is the loss. Weights under 1 (GMPO) may sum to less than one token.
+        return weighted_T.sum() / (denominators.tokens if denominators.tokens > 0.0 else 1.0)
     if kind == "sequence-mean":
         lengths_S = sequence_lengths(sequence_T, num_sequences, loss_T.dtype)
         return (weighted_T / lengths_S[sequence_T]).sum() / max(denominators.sequences, 1.0)

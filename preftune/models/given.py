@@ -127,7 +127,7 @@ def check_choice(config: ModelConfig, given: GivenAdapter | None, *, needs_refer
         )
     if given is None:
         return
-    if mode == "continue" and needs_reference and config.reference is None:
+    if mode == "continue" and needs_reference and config.reference is None and config.reference_path is None:
         raise UsageError(
             f"model.reference is missing: the method compares with a reference, and {path} is trained further "
             "(model.on_adapter: continue). Give base (the bare model without the adapter, so what the adapter "

@@ -33,7 +33,18 @@ from preftune.models.folding import folded, save_combined, save_folded
 from preftune.models.given import _adapter_base, check_choice, first_line, read_adapter
 
 _first_line = first_line
-__all__ = ["Policy", "_adapter_base", "_add_lora", "_first_line", "_same_adapter", "load_policy", "merge"]
+ADAPTER_FOLDER = "adapter"
+"""Inside a reward model's folder: the adapter that it was trained as, in peft's own form."""
+__all__ = [
+    "ADAPTER_FOLDER",
+    "Policy",
+    "_adapter_base",
+    "_add_lora",
+    "_first_line",
+    "_same_adapter",
+    "load_policy",
+    "merge",
+]
 
 
 @dataclass
@@ -105,13 +116,13 @@ class Policy:
         Raises:
             ModelError: there is none: no frozen copy yet, or a continued adapter without model.reference.
         """
-        if self.is_adapter:
+        if self.frozen is not None:
+            yield self.frozen
+        elif self.is_adapter:
             if self.config.on_adapter == "continue" and self.config.reference is None:
                 raise ModelError("an adapter that is trained further has no reference until model.reference says which")
             with acting(self.model, [n for n in (GIVEN, START) if n in self.model.peft_config]):
                 yield self.model
-        elif self.frozen is not None:
-            yield self.frozen
         else:
             raise ModelError("full fine-tuning has no reference yet; Policy.keep_reference() must come first")
 
@@ -129,15 +140,15 @@ class Policy:
             save_combined(self.model, (GIVEN, TRAINED), folder)
         elif self.is_adapter and self.saves_whole:
             save_folded(self.model, folder)
-        elif self.is_adapter and START in self.model.peft_config:
+        elif self.is_adapter:  # other adapters there may be: the start's, or other roles'
             self.model.save_pretrained(folder, selected_adapters=[TRAINED])
         else:
             self.model.save_pretrained(folder)
-        _in_order(folder / "adapter_config.json")
+        in_order(folder / "adapter_config.json")
         self.tokenizer.save_pretrained(folder)
 
 
-def _in_order(path: Path) -> None:
+def in_order(path: Path) -> None:
     """peft writes module names in the order of a set, another in each process; equal runs shall give equal files."""
     if not path.exists():
         return

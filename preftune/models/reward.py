@@ -19,7 +19,16 @@ from preftune.config import ModelConfig
 from preftune.errors import ModelError, UsageError
 from preftune.models.adapters import _merged
 from preftune.models.classifier import Source, add_lora, find_source, load_classifier, reward_head_name
-from preftune.models.loading import Policy, _device, _dtype, _no_dropout, _recompute, _tokenizer
+from preftune.models.loading import (
+    ADAPTER_FOLDER,
+    Policy,
+    _device,
+    _dtype,
+    _no_dropout,
+    _recompute,
+    _tokenizer,
+    in_order,
+)
 
 MEAN, STD = "preftune_reward_mean", "preftune_reward_std"
 """Fields of the saved model's config; see `RewardModel.set_normalization`."""
@@ -45,16 +54,7 @@ class RewardModel(Policy):
         Raises:
             ModelError: the config holds something else there.
         """
-        config = self.base.config
-        mean, std = (getattr(config, name, None) for name in (MEAN, STD))
-        if mean is None and std is None:
-            return None
-        if not (_finite(mean) and _finite(std) and std > 0):
-            raise ModelError(
-                f"{self.config.path}: its config.json has {MEAN} {mean} and {STD} {std}; a finite number and one above "
-                "0 belong there, or neither field"
-            )
-        return float(mean), float(std)
+        return normalization_of(self.base.config, self.config.path)
 
     def set_normalization(self, mean: float, std: float) -> None:
         """Keep mean and standard deviation of raw scores in the model's config, from where `save` writes them.
@@ -79,8 +79,11 @@ class RewardModel(Policy):
         """Write a whole model folder that `AutoModelForSequenceClassification.from_pretrained(folder)` loads and whose
         scores of padded batches are those of `Engine.rate`. The live model stays as it is, bit for bit.
 
-        An adapter is merged into a copy first: by itself it would not load that way. The pad token is one that is not
-        an EOS, because transformers reads the score before the last run of pads, told by their id.
+        An adapter is merged into a copy first: by itself it would not load that way. Where its base exists as files,
+        the adapter is kept too, in the folder `adapter` inside, for runs that share that base.
+
+        The pad token is one that is not an EOS, because transformers reads the score before the last run of pads, told
+        by their id.
         """
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer, pad = _with_pad(self.tokenizer, set(self.generation_eos), set(_ids(self.base.config, "bos")))
@@ -102,9 +105,30 @@ class RewardModel(Policy):
             model.save_pretrained(folder)
         finally:
             model.config = config
+        if self.is_adapter and self.config.on_adapter not in ("merge", "stack"):
+            # Beside the whole model, what was trained: a run on the same base can take it without a second base.
+            self.model.save_pretrained(folder / ADAPTER_FOLDER)
+            in_order(folder / ADAPTER_FOLDER / "adapter_config.json")
         if self.generation is not None:
             self.generation.to_json_file(folder / "generation_config.json")
         tokenizer.save_pretrained(folder)
+
+
+def normalization_of(config: Any, path: str) -> tuple[float, float] | None:
+    """What a reward model's config says of its scores' mean and standard deviation, None where it says nothing.
+
+    Raises:
+        ModelError: it holds something else there.
+    """
+    mean, std = (getattr(config, name, None) for name in (MEAN, STD))
+    if mean is None and std is None:
+        return None
+    if not (_finite(mean) and _finite(std) and std > 0):
+        raise ModelError(
+            f"{path}: its config.json has {MEAN} {mean} and {STD} {std}; a finite number and one above 0 belong there, "
+            "or neither field"
+        )
+    return float(mean), float(std)
 
 
 def load_reward(config: ModelConfig, *, seed: int = 0, trainable: bool = True) -> RewardModel:

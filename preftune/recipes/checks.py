@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from preftune.config import Pipeline, Recipe
@@ -85,12 +85,12 @@ def _length(recipe: Recipe) -> Iterator[tuple[Path, str]]:
 
 
 def _rewards(recipe: Recipe, has_functions: bool) -> Iterator[tuple[Path, str]]:
-    from preftune.methods import METHODS
+    from preftune.methods import METHODS, needs_rewards
     from preftune.rewards import BUILTINS
     from preftune.rewards.builtins import make_builtin
 
     method = METHODS.get(recipe.method)
-    if method is not None and method.scored and not recipe.rewards and not has_functions:
+    if method is not None and needs_rewards(recipe) and not recipe.rewards and not has_functions:
         yield (
             ("rewards",),
             f"method {recipe.method} needs at least one reward: a built-in ({', '.join(BUILTINS)}), "
@@ -115,14 +115,32 @@ def _policy(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     from preftune.methods import objective
 
     try:
-        objective(recipe.policy)
+        chosen = objective(recipe.policy)
     except UsageError as error:
         # its message begins with the field: policy.preset 'x' is none of …
         where, _, what = str(error).partition(" ")
         yield tuple(where.split(".")), what
-
-
-_SFT_READS = frozenset({"label_threshold"})
+        return
+    if recipe.method == "ppo" and not chosen.needs_values:
+        yield ("policy", "advantage"), "ppo is the objective with gae; for another advantage use method grpo"
+    if recipe.method == "human" and chosen.needs_values:
+        yield (
+            ("policy", "advantage"),
+            "people score whole answers, and gae needs a value head trained beside; remove it",
+        )
+    if chosen.resample and recipe.sampling.group_size == 1:
+        yield ("policy", "resample"), "replaces groups without spread, and a group of one has none; set it to 0"
+    whole = recipe.model.lora is None and recipe.model.on_adapter != "continue"
+    if recipe.gmpo.critic.lora is not None and whole:
+        yield ("gmpo", "critic", "lora"), "the critic is an adapter beside the policy's: give model.lora too"
+    if recipe.value.lora is not None and whole:
+        yield ("value", "lora"), "the value head has an adapter only beside the policy's: give model.lora, or remove it"
+    if recipe.method == "gmpo" and recipe.gmpo.critic.kind == "generative" and whole:
+        yield (
+            ("model", "lora"),
+            "gmpo's critic and policy are two adapters on one frozen base; give model.lora (r 4 to 16), or "
+            "gmpo.critic.kind: none with rewards",
+        )
 
 
 def _loss(recipe: Recipe) -> Iterator[tuple[Path, str]]:
@@ -144,45 +162,26 @@ def _loss(recipe: Recipe) -> Iterator[tuple[Path, str]]:
 def _unread(recipe: Recipe) -> dict[Path, str]:
     """Fields that were given and that this method never looks at, and why."""
     from preftune.methods import METHODS
+    from preftune.recipes.reads import given_unread
 
     method = METHODS.get(recipe.method)
-    out: dict[Path, str] = {}
     if method is None:
-        return out
-
-    def given(section: str, names: Iterable[str], why: str) -> None:
-        chosen = getattr(recipe, section)
-        for name in names:
-            if getattr(chosen, name) != type(chosen).model_fields[name].default:
-                out[(section, name)] = f"{why}; remove it"
-
-    if method.compares is None:
-        reads = _SFT_READS if recipe.method == "sft" else frozenset()
-        fields = [name for name in type(recipe.loss).model_fields if name not in reads]
-        given("loss", fields, f"method {recipe.method} does not read it")
-    if method.completions == "data":
-        instead = "; its own numbers are in loss" if method.compares else ""
-        why = f"method {recipe.method} samples nothing to train on and does not read it{instead}"
-        given("policy", type(recipe.policy).model_fields, why)
-    if method.reads == "scores" and recipe.rewards:
-        out[("rewards",)] = "a reward model writes no answers that rewards could score; remove them"
-    if method.reads != "scores":
-        given("train", ["normalize"], f"is for reward models; method {recipe.method} has no scores to normalise")
-    kept = ("reference_logprobs", "reference_cache")
-    if method.completions == "policy" or method.compares is None or method.reads == "scores":
-        given("train", kept, f"method {recipe.method} keeps no log-probs of a fixed data set")
-    elif _without_reference(recipe):
-        given("train", kept, f"loss {recipe.loss.name} compares with no reference")
-    return out
-
-
-def _without_reference(recipe: Recipe) -> bool:
-    from preftune.methods import preference
-
+        return {}
+    out: dict[Path, str] = {}
     try:
-        return not preference(recipe).needs_reference
+        out.update(given_unread(method, recipe))
+        compares = method.needs_reference(recipe)
     except UsageError:
-        return False  # said above
+        return out  # the loss or the policy is wrong, and said so above
+    if not compares:
+        instead = recipe.loss.name or recipe.policy.preset
+        for section, field in (
+            ("train", "reference_logprobs"), ("train", "reference_cache"), ("model", "reference_path"),
+        ):  # fmt: skip
+            chosen = getattr(recipe, section)
+            if getattr(chosen, field) != type(chosen).model_fields[field].default:
+                out.setdefault((section, field), f"{instead} compares with no reference; remove it")
+    return out
 
 
 def _measuring(recipe: Recipe) -> Iterator[tuple[Path, str]]:
@@ -199,7 +198,7 @@ def _measuring(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     elif rows.patience is not None and rows.every is None:
         yield ("eval", "patience"), "counts measurements, and eval.every is not given"
     method = METHODS.get(recipe.method)
-    if rows.best is None or method is None or method.compares is None:
+    if rows.best is None or method is None or method.compares is None or method.completions != "data":
         return
     known = [f"rewards/{name}" for name in ("accuracy", "margin", "chosen", "rejected")]
     if method.reads == "logprobs":
@@ -215,8 +214,14 @@ def _references(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Pa
         if source.path.startswith(STAGE_REF):
             yield (
                 ("data", index, "path"),
-                f"{source.path} stands for a stage's model, so only model.path and the path of a reward-model take it",
+                f"{source.path} stands for a stage's model, so only models' paths take it",
             )
+    for field, path in (
+        (("value", "path"), recipe.value.path),
+        (("model", "reference_path"), recipe.model.reference_path),
+    ):
+        if path is not None and path.startswith(STAGE_REF):
+            yield from _unknown_stage(field, path, earlier)
     if recipe.model.path.startswith(STAGE_REF):
         yield from _unknown_stage(("model", "path"), recipe.model.path, earlier)
         before = earlier.get(recipe.model.path.removeprefix(STAGE_REF))
@@ -273,7 +278,8 @@ def _adapter(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Path,
             said = f"stage {before.name} ends in a whole model, not an adapter; remove on_adapter"
             yield ("model", "on_adapter"), said
             return
-    if method is not None and model.on_adapter == "continue" and model.reference is None:
+    asked = model.reference is None and model.reference_path is None
+    if method is not None and model.on_adapter == "continue" and asked:
         try:
             compares = method.needs_reference(recipe)
         except UsageError:

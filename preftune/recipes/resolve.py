@@ -14,6 +14,7 @@ from preftune.errors import UsageError
 from preftune.recipes.checks import check_pipeline, check_stage_names
 from preftune.recipes.overrides import OF_THE_WHOLE, RIVALS, apply_overrides
 from preftune.recipes.problems import Problems, Stage, add_invalid, check_keys
+from preftune.recipes.rounds import expand
 from preftune.recipes.schema import Path, is_dict, is_list, item_of, keys_of, model_of, without_none
 from preftune.recipes.yamltext import dump_yaml, read_file
 
@@ -70,14 +71,16 @@ def resolve(
     for stage in stages:
         check_keys(problems, stage.merged, stage)
         try:
-            recipes.append(Recipe.model_validate(stage.merged))
+            recipes.append(Recipe.model_validate(_over_defaults(stage.merged)))
         except ValidationError as error:
             add_invalid(problems, error, stage)
     pipeline = _pipeline(recipes, stages, head, problems)
     for index, path, message in check_pipeline(pipeline, has_functions=bool(functions)):
         problems.add(message, path, stages[index])
     problems.raise_any()
-    return pipeline
+    if all(recipe.repeat == 1 for recipe in recipes):
+        return pipeline
+    return pipeline.model_copy(update={"stages": expand(recipes, staged=stages[0].index is not None)})
 
 
 def dump(recipe: Recipe | Pipeline) -> str:
@@ -95,6 +98,14 @@ def is_plain(pipeline: Pipeline) -> bool:
     """True for a recipe without `stages:`, whose run folder holds the run itself."""
     only = pipeline.stages[0]
     return len(pipeline.stages) == 1 and only.name == pipeline.name and only.output == pipeline.output
+
+
+def _over_defaults(merged: dict[str, Any]) -> dict[str, Any]:
+    """What the recipe says, over what its method starts from."""
+    from preftune.methods import METHODS
+
+    row = METHODS.get(str(merged.get("method")))
+    return merged if row is None or not row.defaults else _merge(copy.deepcopy(dict(row.defaults)), merged, Recipe)
 
 
 def _plain(value: Any, annotation: Any) -> Any:

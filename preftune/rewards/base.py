@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from preftune.config import RewardConfig
 from preftune.errors import ModelError, PreftuneError, RewardError, UsageError
@@ -18,8 +18,12 @@ from preftune.records import Group, Prompt
 from preftune.rewards.builtins import BUILTINS, make_builtin
 from preftune.rewards.call import LARGEST, RESERVED, Batch, Failure, Reply, TrainerState, describe_exception
 from preftune.rewards.isolation import DirectLane, Lane, ProcessLane, ThreadLane
+from preftune.rewards.learned import LearnedReward
 from preftune.rewards.loading import Reference, find_reference, reference_to
 from preftune.rewards.settle import Outcome, Reward, settle
+
+if TYPE_CHECKING:
+    from preftune.engine.forward import Engine
 
 METRIC_NAMES = ("mean", "std", "skipped", "dead_groups")
 """What the loop logs under `reward/`: a function of such a name gets a suffix, as a second one of its name would."""
@@ -64,6 +68,22 @@ class RewardSet:
     def names(self) -> tuple[str, ...]:
         """The rewards' names in metrics and breakdowns, in order."""
         return tuple(reward.name for reward in self._rewards)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each reward's weight, by its name in breakdowns."""
+        return {reward.name: reward.weight for reward in self._rewards}
+
+    def share(self, engine: Engine) -> list[str]:
+        """Put reward models that were trained as adapters of the policy's base onto that base. Returns what was done,
+        in words."""
+        said = []
+        for number, reward in enumerate(self._rewards):
+            function = getattr(reward.lane, "function", None)
+            if isinstance(function, LearnedReward):
+                where = function.share(engine, f"reward{number or ''}")
+                said += [where] if where else []
+        return said
 
     def describe(self) -> list[str]:
         """One line per reward: name, weight and where it runs."""
@@ -230,7 +250,11 @@ def make_batch(groups: Sequence[Group], state: TrainerState) -> Batch:
 
 
 def build_rewards(
-    configs: Sequence[RewardConfig], functions: Sequence[Callable[..., Any]] = (), base_dir: Path = Path()
+    configs: Sequence[RewardConfig],
+    functions: Sequence[Callable[..., Any]] = (),
+    base_dir: Path = Path(),
+    *,
+    shared_base: str | None = None,
 ) -> RewardSet:
     """Make the rewards of a recipe, then those given as functions (weight 1, each with the default limits).
 
@@ -238,6 +262,8 @@ def build_rewards(
         configs: the recipe's `rewards`; a name is a built-in, `module:function` or `path/file.py:function`.
         functions: callables with TRL's signature.
         base_dir: where relative files start; the command line gives the working directory.
+        shared_base: the model that a policy's adapter will stand on. A reward model that was trained as an adapter of
+            it is not loaded now but by `RewardSet.share`.
 
     Raises UsageError for a name that leads nowhere or arguments that a built-in doesn't take, ModelError for a reward
     model that can't be loaded. No code of the user's runs here, except a function that is to run inline: that one is
@@ -246,7 +272,7 @@ def build_rewards(
     rewards: list[Reward] = []
     taken = dict.fromkeys(METRIC_NAMES, 1)
     for config in configs:
-        rewards.append(_from_config(config, base_dir, taken))
+        rewards.append(_from_config(config, base_dir, taken, shared_base))
     for function in functions:
         if not callable(function):
             raise UsageError(f"rewards: {function!r} is not a function")
@@ -256,9 +282,11 @@ def build_rewards(
     return RewardSet(rewards)
 
 
-def _from_config(config: RewardConfig, base_dir: Path, taken: dict[str, int]) -> Reward:
+def _from_config(config: RewardConfig, base_dir: Path, taken: dict[str, int], shared_base: str | None) -> Reward:
     if config.name in BUILTINS:
         builtin = make_builtin(config.name, config.args)
+        if isinstance(builtin, LearnedReward) and config.isolate != "process":
+            _prepare(config.name, builtin, shared_base)
         bare = config.model_copy(update={"args": {}})  # they are the built-in's fields now
         return make_reward(bare, _unique(config.name, taken), None, builtin)
     if ":" not in config.name:
@@ -282,7 +310,7 @@ def make_reward(config: RewardConfig, name: str, reference: Reference | None, fu
     lane: Lane
     concurrent = True
     if builtin and config.isolate != "process" and not function.can_hang:
-        if getattr(function, "holds_model", False):
+        if getattr(function, "holds_model", False) and not isinstance(function, LearnedReward):
             _prepare(name, function)
         lane, concurrent = DirectLane(function), False
     elif config.isolate == "inline" or (reference is None and not builtin):
@@ -308,10 +336,10 @@ def make_reward(config: RewardConfig, name: str, reference: Reference | None, fu
     )
 
 
-def _prepare(name: str, function: Any) -> None:
+def _prepare(name: str, function: Any, *arguments: Any) -> None:
     """Load the model that a built-in holds: one that is missing should be known before completions are drawn."""
     try:
-        function.prepare()
+        function.prepare(*arguments)
     except ModelError as error:
         raise ModelError(f"reward {name!r} {error}") from error
 

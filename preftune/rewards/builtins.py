@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preftune.errors import UsageError
-from preftune.rewards import learned, math, text
+from preftune.rewards import judge, learned, math, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ BUILTINS: dict[str, Builtin] = {
     "exact": Builtin(text.Exact, "1 when the whole completion is the answer"),
     "format": Builtin(text.Tags, "1 when the completion is the given tags in order, each once, and nothing else"),
     "json-schema": Builtin(text.JsonSchema, "1 when the completion is JSON that the schema allows"),
+    "judge": Builtin(judge.JudgeReward, "0 to 1 by a language model's verdict: pairwise, pointwise or listwise"),
     "length": Builtin(text.Length, "1 within limits of tokens, characters or words, with linear ramps outside"),
     "math-equal": Builtin(math.MathEqual, "1 when math-verify finds the final expression equal to the answer"),
     "reasoning-answer": Builtin(math.ReasoningAnswer, "-4.5 to 5 by how close the solution is to the answer"),

@@ -57,6 +57,7 @@ class DirectLane:
     can_retry = True
 
     def __init__(self, function: RewardFunction) -> None:
+        self.function = function
         self._call = Caller(function, {})
         self._batch: Batch | None = None
 

@@ -6,16 +6,21 @@ texts through its own tokenizer and chat template, under the same token contract
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from preftune.config import ModelConfig, TokensConfig
 from preftune.errors import DataError, ModelError
 from preftune.records import Completion, Content, Example, Group, Message
 from preftune.rewards.call import Unscorable
+
+if TYPE_CHECKING:
+    from preftune.engine.forward import Engine
+    from preftune.models.roles import RewardAdapter
 
 
 class RewardReader:
@@ -58,19 +63,50 @@ class RewardReader:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices):
             model = load_reward(config, trainable=False)
-            self._engine = Engine(model, mode=config.attention)
+            engine = Engine(model, mode=config.attention)
+        self._rate: Callable[[Sequence[Group]], list[list[float]]] = lambda groups: engine.rate(groups, max_tokens)
         self._contract = TokenContract(model.tokenizer, tokens, model.generation_eos)
         self._max_tokens = max_tokens
         self._context_length = model.context_length
         self.has_chat_template = bool(model.tokenizer.chat_template or tokens.chat_template)
         self.lineage = model.lineage
-        carried = model.normalization
-        if normalize is True and carried is None:
-            raise ModelError(
-                f"{config.path} carries no normalisation (mean and deviation of its scores); set normalize to auto or "
-                "false, or train it with train.normalize: true"
-            )
-        self.normalization: tuple[float, float] | None = carried if normalize else None
+        self.normalization = _applied(model.normalization, normalize, config.path)
+
+    @classmethod
+    def on_policy(
+        cls, path: str, adapter: RewardAdapter, engine: Engine, name: str, tokens: TokensConfig, *,
+        max_tokens: int = 8192, normalize: bool | Literal["auto"] = "auto",
+    ) -> RewardReader:  # fmt: skip
+        """The same reward model as an adapter on a policy's own base, which then holds the weights of both.
+
+        Args:
+            path: the reward model's folder; its tokenizer and normalisation are read there.
+            adapter: what it was trained as, on exactly this base.
+            engine: the policy's.
+            name: of the adapter in the policy's model.
+        """
+        import transformers
+
+        from preftune.engine.values import SharedHead, rate
+        from preftune.models.loading import _tokenizer
+        from preftune.models.reward import normalization_of
+        from preftune.models.roles import put_reward
+        from preftune.tokens import TokenContract
+
+        policy = engine.policy
+        role, weight_D = put_reward(policy, name, adapter)
+        head = SharedHead(engine, role, weight_D, f"adapter {adapter.folder} on the policy's base")
+        reader = cls.__new__(cls)
+        reader._rate = lambda groups: rate(head, groups, max_tokens, policy.device)
+        tokenizer = _tokenizer(ModelConfig(path=path), None)
+        reader._contract = TokenContract(tokenizer, tokens, policy.generation_eos)
+        reader._max_tokens = max_tokens
+        reader._context_length = policy.context_length
+        reader.has_chat_template = bool(tokenizer.chat_template or tokens.chat_template)
+        reader.lineage = head.lineage
+        carried = normalization_of(transformers.AutoConfig.from_pretrained(path), path)
+        reader.normalization = _applied(carried, normalize, path)
+        return reader
 
     def group(self, example: Example, *, cut: Sequence[bool] = ()) -> Group:
         """A row's prompt and completions as ids of this model's tokenizer.
@@ -121,7 +157,7 @@ class RewardReader:
 
     def rate(self, groups: Sequence[Group]) -> list[list[float]]:
         """The model's raw score at the last token of each completion: [group][completion]."""
-        return self._engine.rate(groups, self._max_tokens)
+        return self._rate(groups)
 
     def normalized(self, raw: float) -> float:
         """(raw − mean) / std where the model carries these numbers and they are to be applied, else raw."""
@@ -158,9 +194,39 @@ class LearnedReward:
         if self.max_tokens_per_batch < 1:
             raise ValueError(f"max_tokens_per_batch must be at least 1, got {self.max_tokens_per_batch}")
 
-    def prepare(self) -> None:
-        """Load the model, once. Raises ModelError."""
+    def prepare(self, shared_base: str | None = None) -> None:
+        """Load the model, once, or leave it to `share`: where it was trained as an adapter of `shared_base`.
+
+        Raises:
+            ModelError: it can't be loaded.
+        """
+        from preftune.models.roles import read_reward_adapter, same_model
+
+        if shared_base is not None and self.dtype == "auto":
+            found = read_reward_adapter(self.path)
+            if found is not None and same_model(found.base, shared_base):
+                return
         self._reader  # noqa: B018
+
+    def share(self, engine: Engine, name: str) -> str | None:
+        """Stand on the policy's base where that is exact, unless loaded already. Returns where it stands, in words."""
+        from preftune.models.roles import shareable
+
+        if "_reader" in self.__dict__:
+            return None
+        found = shareable(self.path, engine.policy)
+        if found is None:
+            self._reader  # noqa: B018
+            return None
+        self.__dict__["_reader"] = RewardReader.on_policy(
+            str(Path(self.path).expanduser()), found, engine, name, self._tokens, max_tokens=self.max_tokens_per_batch,
+            normalize=self.normalize,
+        )  # fmt: skip
+        return f"reward model {self.path}: an adapter on the policy's own base, no second copy of the weights"
+
+    @property
+    def _tokens(self) -> TokensConfig:
+        return TokensConfig(chat_template_kwargs=self.chat_template_kwargs or {})
 
     @cached_property
     def _reader(self) -> RewardReader:
@@ -168,9 +234,8 @@ class LearnedReward:
             path=self.path, revision=self.revision, device=self.device, dtype=self.dtype,
             trust_remote_code=self.trust_remote_code,
         )  # fmt: skip
-        tokens = TokensConfig(chat_template_kwargs=self.chat_template_kwargs or {})
         try:
-            return RewardReader(config, tokens, max_tokens=self.max_tokens_per_batch, normalize=self.normalize)
+            return RewardReader(config, self._tokens, max_tokens=self.max_tokens_per_batch, normalize=self.normalize)
         except ModelError as error:
             raise ModelError(f"can't use args.path {self.path}: {error}") from error
 
@@ -220,6 +285,18 @@ class LearnedReward:
         if not isinstance(content, str):
             answers = [(Message("assistant", a),) if isinstance(a, str) else a for a in answers]
         return Example(content, tuple(answers))
+
+
+def _applied(
+    carried: tuple[float, float] | None, normalize: bool | Literal["auto"], path: str
+) -> tuple[float, float] | None:
+    """The normalisation that is applied. Raises ModelError when one is asked for and the model carries none."""
+    if normalize is True and carried is None:
+        raise ModelError(
+            f"{path} carries no normalisation (mean and deviation of its scores); set normalize to auto or false, or "
+            "train it with train.normalize: true"
+        )
+    return carried if normalize else None
 
 
 def _turns(completion: Any) -> int:

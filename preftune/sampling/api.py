@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
-
-import tenacity
+from typing import Any
 
 from preftune.config import SamplingConfig
 from preftune.errors import SamplingError
 from preftune.records import Completion, Distribution, Finish, Group, Prompt
 from preftune.sampling.base import Progress, distribution_of
+from preftune.sampling.endpoint import SEEDS, Endpoint
+from preftune.sampling.endpoint import wait as _wait
 
-if TYPE_CHECKING:
-    import openai
-
-_LONGEST_WAIT = 60.0
-_SEEDS = 2**31 - 1  # servers keep seeds in 32 bits
+__all__ = ["ApiSampler", "_wait"]
 
 
 class ApiSampler:
@@ -76,29 +69,18 @@ class ApiSampler:
     ) -> None:
         if attempts < 1 or concurrency < 1 or timeout <= 0 or backoff < 0:
             raise ValueError("attempts and concurrency must be at least 1, timeout positive, backoff not negative")
-        import openai  # takes 0.4 s, so only when an endpoint is used
-
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         self.model = model
         self._encode = encode
         self._eos_id = eos_id
-        self._key_variable = key_variable
-        self._key = _usable_key(api_key, key_variable, needed=base_url is None)
-        self._attempts = attempts
-        self._backoff = backoff
         self._concurrency = concurrency
-        self._client = openai.OpenAI(
-            # The library insists on a key; servers without keys ignore this one.
-            api_key=self._key or "none",
-            base_url=base_url,
-            timeout=timeout,
-            max_retries=0,  # retried here, where the prompt is known
-        )
-        self._address = _shown(str(self._client.base_url))
+        self._endpoint = Endpoint(
+            model, base_url=base_url, api_key=api_key, key_variable=key_variable, timeout=timeout, backoff=backoff,
+            attempts=attempts,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._endpoint.close()
 
     def sample(
         self,
@@ -157,11 +139,11 @@ class ApiSampler:
             # The first request asks for all. A server that gives fewer (many give one) is then asked one by one, each
             # time with another seed, else it would repeat itself.
             missing = n if not completions else 1
-            request_seed = (seed * 1_000_003 + index * 1_009 + len(completions)) % _SEEDS
+            request_seed = (seed * 1_000_003 + index * 1_009 + len(completions)) % SEEDS
             call, body = self._request(prompt, missing, settings, drawn, request_seed)
-            choices = self._answer(call, body, where, halt)
+            choices = self._endpoint.answer(call, body, where, halt).choices
             if len(choices) > missing:
-                raise SamplingError(f"{where}: {self._name()} gave {len(choices)} completions for n={missing}")
+                raise SamplingError(f"{where}: {self._endpoint.name} gave {len(choices)} completions for n={missing}")
             for choice in choices:
                 text, finish = self._read(choice, settings.stop, where)
                 ids = tuple(self._encode(text)) + ((self._eos_id,) if finish == "eos" else ())
@@ -207,32 +189,9 @@ class ApiSampler:
             body["extra_body"] = extra
         if isinstance(prompt.content, str):
             body["prompt"] = prompt.text
-            return self._client.completions.with_raw_response.create, body
+            return self._endpoint.client.completions.with_raw_response.create, body
         body["messages"] = [{"role": message.role, "content": message.content} for message in prompt.content]
-        return self._client.chat.completions.with_raw_response.create, body
-
-    # --- one request ------------------------------------------------------------------------------------------
-
-    def _answer(
-        self, call: Callable[..., Any], body: dict[str, Any], where: str, halt: threading.Event
-    ) -> list[dict[str, Any]]:
-        """Send a request, again while it fails for a passing reason, and return its choices in order."""
-        import openai
-
-        if halt.is_set():
-            raise SamplingError(f"{where}: not asked, as sampling has stopped")
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_passing),
-            stop=tenacity.stop_after_attempt(self._attempts) | tenacity.stop_when_event_set(halt),
-            wait=_wait(self._backoff),
-            sleep=tenacity.sleep_using_event(halt),
-            reraise=True,
-        )
-        try:
-            return retrying(lambda: _choices(call(**body).http_response.text))
-        except (openai.OpenAIError, _Malformed) as error:
-            # `from None`: servers echo keys, and a chained traceback would print what is taken out here.
-            raise SamplingError(self._explain(error, where)) from None
+        return self._endpoint.client.chat.completions.with_raw_response.create, body
 
     def _read(self, choice: dict[str, Any], stops: Sequence[str], where: str) -> tuple[str, Finish]:
         """A choice's text and why it ended."""
@@ -241,8 +200,9 @@ class ApiSampler:
         reason = choice.get("finish_reason")
         if reason not in ("stop", "length") or not isinstance(text, str):
             raise SamplingError(
-                f"{where}: {self._name()} ended a completion by {reason!r} with {'text' if text else 'no text'}, which "
-                "is no finished answer (a content filter or a tool call, say); remove or change the prompt"
+                f"{where}: {self._endpoint.name} ended a completion by {reason!r} with "
+                f"{'text' if text else 'no text'}, which is no finished answer (a content filter or a tool call, say); "
+                "remove or change the prompt"
             )
         if reason == "length":
             return text, "length"
@@ -254,114 +214,3 @@ class ApiSampler:
         if not isinstance(stopped_by, str):
             return text, "eos"  # null, or the id of an EOS token
         return text if text.endswith(stopped_by) else text + stopped_by, "stop"
-
-    # --- words ------------------------------------------------------------------------------------------------
-
-    def _name(self) -> str:
-        return f"{self.model} at {self._address}"
-
-    def _explain(self, error: Exception, where: str) -> str:
-        import openai
-
-        said, remedy = str(error), "see the server's documentation"
-        if isinstance(error, openai.APIStatusError):
-            said = f"{error.status_code}, {_server_words(error)}"
-            remedy = _REMEDIES.get(error.status_code, remedy)
-            if error.status_code >= 500:
-                remedy = "the server is down or overloaded: try again later, or lower the sampler's concurrency"
-            if _out_of_quota(error):
-                remedy = "the account's quota is used up: check its plan and billing"
-        elif isinstance(error, openai.APITimeoutError):
-            said = "no answer in time"
-            remedy = "raise the sampler's timeout, or lower its concurrency or sampling.max_tokens"
-        elif isinstance(error, openai.APIConnectionError):
-            said = f"no connection ({error.__cause__ or error})"
-            remedy = "check base_url and that the server runs"
-        elif isinstance(error, _Malformed):
-            remedy = "check that base_url is an OpenAI-compatible endpoint (it usually ends in /v1)"
-        remedy = remedy.format(key=self._key_variable)
-        fate = f"failed {self._attempts} times, last with" if _passing(error) else "refused the request:"
-        return f"{where}: {self._name()} {fate} {self._without_key(said)}; {remedy}"
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
-
-
-_REMEDIES = {
-    400: "check sampling.max_tokens against the server's context length, and that it knows the sampling settings used",
-    401: "set a valid key in {key}",
-    403: "the key in {key} may not use this model",
-    404: "check the model's name and base_url (it usually ends in /v1)",
-    413: "the prompt is too long for the server",
-    422: "check that the server knows the sampling settings used",
-    429: "lower the sampler's concurrency, or raise its attempts",
-}
-
-
-class _Malformed(Exception):
-    """An answer that is no completion."""
-
-
-def _choices(text: str) -> list[dict[str, Any]]:
-    """The choices of a raw answer, by index."""
-    start = repr(text[:80]) + (" …" if len(text) > 80 else "")
-    try:
-        body = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _Malformed(f"an answer that is no JSON: {start}") from error
-    choices = body.get("choices") if isinstance(body, dict) else None
-    if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
-        raise _Malformed(f"an answer without choices: {start}")
-    return sorted(choices, key=lambda choice: choice["index"] if isinstance(choice.get("index"), int) else 0)
-
-
-def _passing(error: BaseException) -> bool:
-    """Whether the same request may succeed later."""
-    import openai
-
-    if isinstance(error, openai.APIStatusError):
-        return (error.status_code in (408, 429) and not _out_of_quota(error)) or error.status_code >= 500
-    return isinstance(error, (openai.APIConnectionError, _Malformed))
-
-
-def _out_of_quota(error: openai.APIStatusError) -> bool:
-    return error.code == "insufficient_quota"
-
-
-def _server_words(error: openai.APIStatusError) -> str:
-    body = error.body
-    words = body.get("message") if isinstance(body, dict) else body
-    text = " ".join(str(words or error.message).split())
-    return text if len(text) <= 300 else text[:300] + " …"
-
-
-def _wait(backoff: float) -> Callable[[tenacity.RetryCallState], float]:
-    import openai
-
-    exponential = tenacity.wait_random_exponential(multiplier=backoff, max=_LONGEST_WAIT)
-
-    def wait(state: tenacity.RetryCallState) -> float:
-        seconds = exponential(state)
-        error = state.outcome.exception() if state.outcome is not None else None
-        if isinstance(error, openai.APIStatusError):
-            asked = error.response.headers.get("retry-after", "")
-            if asked.replace(".", "", 1).isdigit():  # the date form is rare and left to the backoff
-                return min(max(seconds, float(asked)), _LONGEST_WAIT)
-        return seconds
-
-    return wait
-
-
-def _usable_key(given: str | None, variable: str, *, needed: bool) -> str:
-    key = (given or os.environ.get(variable, "")).strip()
-    if not key and needed:
-        raise SamplingError(f"no API key: set the environment variable {variable}, or give base_url for a local server")
-    if not (key.isascii() and key.isprintable()):
-        raise SamplingError(f"the API key in {variable} holds characters that can't be in a key; set it again")
-    return key
-
-
-def _shown(url: str) -> str:
-    """An address without what may be secret in it: user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))

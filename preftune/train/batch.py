@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,11 +12,13 @@ from torch import Tensor
 from preftune.config import Recipe
 from preftune.engine.forward import Engine
 from preftune.engine.pack import Pack, PairsOfGroup, input_length
+from preftune.engine.values import ScalarHead
 from preftune.errors import DataError
 from preftune.losses.batch import Additive, Denominators, TokenBatch, merge_metrics
-from preftune.methods import Method
-from preftune.records import Group
-from preftune.signals import Pairs
+from preftune.losses.value import value_loss
+from preftune.methods import Evidence, Method
+from preftune.records import Completion, Group
+from preftune.signals import Pairs, RowWeights, TokenSignal, explained_variance
 
 LogProbs = list[list[Tensor]]
 """[group][completion] → log-probs of its trained tokens."""
@@ -30,6 +33,11 @@ class Batch:
         denominators: totals of this batch; they make micro-batching, packing and their order irrelevant.
         pairs: the completions that a pair loss compares, in the same flat order.
         contrast: the groups' prompts with completions of other prompts, see `Method.contrast`.
+        advantages, returns, values: GAE's, of each token, in the shape of `old`; they take the place of `advantages_S`.
+        visited_kl: the KL to the reference is summed over the whole vocabulary at each visited position, because the
+            completions were not drawn from the policy (`Engine.divergence`).
+        sampled: the completions were drawn for this step, so the sampler's log-probs are of the weights that learn.
+        facts: what making the signal told, as metrics of the step.
     """
 
     groups: tuple[Group, ...]
@@ -42,6 +50,50 @@ class Batch:
     pairs: Pairs | None = None
     contrast: tuple[Group, ...] = ()
     contrast_reference: LogProbs | None = None
+    advantages: LogProbs | None = None
+    returns: LogProbs | None = None
+    values: LogProbs | None = None
+    visited_kl: bool = False
+    sampled: bool = False
+    facts: dict[str, float] = field(default_factory=dict)
+
+    def parts(self, count: int, seed: str) -> list[Batch]:
+        """The batch in `count` minibatches of whole groups, in an order that the seed decides; fewer where there are
+        fewer groups. Each has its own denominators: it is one optimizer batch. One part is the batch itself.
+
+        Raises:
+            ValueError: a batch whose completions are compared across groups can't be parted.
+        """
+        if count == 1:
+            return [self]
+        if self.pairs is not None or self.contrast:
+            raise ValueError("a batch of pairs or contrasts is one update: train.minibatches must be 1")
+        order = list(range(len(self.groups)))
+        random.Random(seed).shuffle(order)
+        size = -(-len(order) // min(count, len(order)))
+        return [self._part(order[at : at + size]) for at in range(0, len(order), size)]
+
+    def _part(self, chosen: Sequence[int]) -> Batch:
+        def some(values: LogProbs | None) -> LogProbs | None:
+            return None if values is None else [values[g] for g in chosen]
+
+        groups = tuple(self.groups[g] for g in chosen)
+        places = [self.offsets[g] + c for g in chosen for c in range(len(self.groups[g].completions))]
+        weights_S = self.weights_S[places]
+        lengths = [c.length for group in groups for c in group.completions]
+        return replace(
+            self,
+            groups=groups,
+            offsets=_offsets(groups),
+            advantages_S=None if self.advantages_S is None else self.advantages_S[places],
+            weights_S=weights_S,
+            denominators=Denominators.count(lengths, weights_S.tolist(), int(self.denominators.max_tokens)),
+            old=some(self.old),
+            reference=some(self.reference),
+            advantages=some(self.advantages),
+            returns=some(self.returns),
+            values=some(self.values),
+        )
 
     def pairs_of_groups(self) -> list[PairsOfGroup] | None:
         """The pairs of each group, by the places of their completions in it."""
@@ -60,52 +112,109 @@ def make_batch(
     method: Method,
     recipe: Recipe,
     *,
-    old: LogProbs | None = None,
-    reference: LogProbs | None = None,
+    evidence: Evidence = Evidence(),  # noqa: B008  # frozen, and empty
+    ratio: bool = True,
+    visited_kl: bool = False,
     contrast: Sequence[Group] = (),
     contrast_reference: LogProbs | None = None,
 ) -> Batch:
     """Apply the method's signal and count the denominators.
 
+    Args:
+        ratio: importance ratios are taken against `evidence.old`; False: the policy that sampled is the one that
+            learns, and the old log-probs served the signal alone.
+
     Raises:
         DataError: a method on pairs, and no group of the batch has two completions of different score.
     """
     completions = [c for group in groups for c in group.completions]
-    masked = recipe.policy.mask_truncated and method.completions == "policy"
-    weights = [0.0 if masked and c.finish == "length" else 1.0 for c in completions]
-    offsets: list[int] = []
-    count = 0
-    for group in groups:
-        offsets.append(count)
-        count += len(group.completions)
-    longest = recipe.sampling.max_tokens if method.completions == "policy" else recipe.tokens.max_completion_tokens
-    denominators = Denominators.count([c.length for c in completions], weights, longest)
-    signal = method.signal(groups, recipe)
+    masked = recipe.policy.mask_truncated and method.tempered
+    weights_S = torch.tensor([0.0 if masked and c.finish == "length" else 1.0 for c in completions])
+    longest = recipe.sampling.max_tokens if method.completions != "data" else recipe.tokens.max_completion_tokens
+    signal = method.signal(groups, recipe, evidence)
+    facts: dict[str, float] = {}
+    if isinstance(signal, RowWeights):
+        weights_S = weights_S * signal.weights_S.to(weights_S.dtype)
+    denominators = Denominators.count([c.length for c in completions], weights_S.tolist(), longest)
     pairs = signal if isinstance(signal, Pairs) else None
     if pairs is not None:
         if len(pairs.pairs_P2) == 0:
             raise DataError(f"{groups[0].prompt.where}: no row of this batch has two completions of different score")
         chosen_tokens = sum(completions[c].length for c in pairs.pairs_P2[:, 0].tolist())
         denominators = replace(denominators, pairs=float(len(pairs.pairs_P2)), chosen_tokens=float(chosen_tokens))
-    return Batch(
+    batch = Batch(
         groups=tuple(groups),
-        offsets=tuple(offsets),
-        advantages_S=None if isinstance(signal, Pairs) else signal,
-        weights_S=torch.tensor(weights),
+        offsets=_offsets(groups),
+        advantages_S=signal if isinstance(signal, Tensor) else None,
+        weights_S=weights_S,
         denominators=denominators,
-        old=old,
-        reference=reference,
+        old=evidence.old if ratio else None,
+        reference=evidence.reference,
         pairs=pairs,
         contrast=tuple(contrast),
         contrast_reference=contrast_reference,
+        visited_kl=visited_kl,
+        sampled=method.samples,
+        facts=facts,
     )
+    if not isinstance(signal, TokenSignal):
+        return batch
+    facts["value/explained_variance"] = explained_variance(signal.values_T, signal.returns_T)
+    nested = [_nested(flat, groups) for flat in (signal.advantages_T, signal.returns_T, signal.values_T)]
+    return replace(batch, advantages=nested[0], returns=nested[1], values=nested[2])
+
+
+def _offsets(groups: Sequence[Group]) -> tuple[int, ...]:
+    offsets: list[int] = []
+    count = 0
+    for group in groups:
+        offsets.append(count)
+        count += len(group.completions)
+    return tuple(offsets)
+
+
+def _nested(flat_T: Tensor, groups: Sequence[Group]) -> LogProbs:
+    """Values of all tokens, one behind the other, as [group][completion] → tokens."""
+    parts = iter(torch.split(flat_T, [c.length for group in groups for c in group.completions]))
+    return [[next(parts) for _ in group.completions] for group in groups]
+
+
+def kept_logprobs(groups: Sequence[Group]) -> LogProbs | None:
+    """The sampler's own log-probs of the trained tokens, where it drew every completion from the distribution that the
+    trainer scores; else None."""
+    out: LogProbs = []
+    for group in groups:
+        row = [_kept(completion) for completion in group.completions]
+        known = [tensor for tensor in row if tensor is not None]
+        if len(known) < len(row):
+            return None
+        out.append(known)
+    return out
+
+
+def _kept(c: Completion) -> Tensor | None:
+    if c.logprobs is None or c.distribution is None or not c.distribution.is_plain:
+        return None
+    return torch.tensor([p for p, wrote in zip(c.logprobs, c.mask, strict=True) if wrote])
 
 
 def backward(
-    engine: Engine, batch: Batch, method: Method, recipe: Recipe, max_tokens: int
+    engine: Engine,
+    batch: Batch,
+    method: Method,
+    recipe: Recipe,
+    max_tokens: int,
+    *,
+    head: ScalarHead | None = None,
+    policy: bool = True,
 ) -> tuple[dict[str, Additive], list[Pack]]:
-    """Add the batch's gradient to the trained parameters, pack by pack. Returns metrics and the packs."""
-    temperature = recipe.sampling.temperature if method.completions == "policy" else 1.0
+    """Add the batch's gradient to the trained parameters, pack by pack. Returns metrics and the packs.
+
+    Args:
+        head: the value head that GAE's batch trains too.
+        policy: False: the value head alone learns (its warm-up).
+    """
+    temperature = recipe.sampling.temperature if method.tempered else 1.0
     baseline: Tensor | None = None
     joint = _joint_pack(engine, batch, max_tokens)
     if joint is not None:
@@ -123,17 +232,27 @@ def backward(
         elif packed.target_T.numel() == 0:
             continue
         else:
-            values = engine.forward(packed, temperature=temperature, with_entropy=method.entropy)
+            divergence_T = None
+            if batch.visited_kl:
+                values, divergence_T = engine.divergence(packed, temperature=temperature)
+            else:
+                with torch.set_grad_enabled(policy):
+                    values = engine.forward(packed, temperature=temperature, with_entropy=method.entropy)
             logprobs_T, entropy_T, own = values.logprobs_T, values.entropy_T, packed
             if joint is not None:
                 baseline, own, own_T = _parted(packed, batch, logprobs_T)
                 logprobs_T, entropy_T = logprobs_T[own_T], None if entropy_T is None else entropy_T[own_T]
             tokens = token_batch(own, batch, logprobs_T, entropy_T, done, baseline)
+            if divergence_T is not None:
+                tokens = replace(tokens, divergence_T=divergence_T)
         output = method.loss(tokens, batch.denominators, recipe)
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        if policy:
+            output.loss.backward()  # type: ignore[no-untyped-call]
         detached = output.loss.detach()
         loss_sum = detached if loss_sum is None else loss_sum + detached
-        parts.append(output.metrics | _sampler_drift(packed, tokens))
+        parts.append(output.metrics | _sampler_drift(tokens))
+        if head is not None and batch.values is not None:
+            parts.append(_value_backward(head, packed, tokens, batch, recipe))
     metrics = merge_metrics(parts)
     if loss_sum is not None:
         metrics["loss"] = Additive(loss_sum, torch.ones_like(loss_sum))
@@ -196,16 +315,25 @@ def _contrast_mean(engine: Engine, batch: Batch, max_tokens: int, temperature: f
     return torch.tensor(sum(deltas) / len(deltas), device=engine.policy.device)
 
 
-def _sampler_drift(packed: Pack, tokens: TokenBatch) -> dict[str, Additive]:
+def _value_backward(
+    head: ScalarHead, packed: Pack, tokens: TokenBatch, batch: Batch, recipe: Recipe
+) -> dict[str, Additive]:
+    """The value head's share of the pack. It shares no trained weight with the policy, so its graph is its own."""
+    settings = recipe.value
+    with head.acting(train=True):
+        tokens = replace(tokens, values_T=head.values(packed), entropy_T=None)
+        output = value_loss(tokens, batch.denominators, clip=settings.clip, coefficient=settings.coefficient)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+    return output.metrics
+
+
+def _sampler_drift(tokens: TokenBatch) -> dict[str, Additive]:
     """How far the sampler's log-probs lie from those of the same weights in the trainer. 0 but for rounding, where
     the samples were drawn from the distribution that the trainer scores; not measured elsewhere."""
-    kept: list[float] = []
-    for completion in packed.completions:
-        if completion.logprobs is None or completion.distribution is None or not completion.distribution.is_plain:
-            return {}
-        kept.extend(p for p, wrote in zip(completion.logprobs, completion.mask, strict=True) if wrote)
+    if tokens.sampler_logprobs_T is None:
+        return {}
     now_T = (tokens.logprobs_T if tokens.old_logprobs_T is None else tokens.old_logprobs_T).detach()
-    delta_T = torch.tensor(kept, dtype=now_T.dtype, device=now_T.device) - now_T
+    delta_T = tokens.sampler_logprobs_T - now_T
     ones_T = torch.ones_like(delta_T)
     return {"sampler/kl": Additive.mean(delta_T, ones_T), "sampler/max_diff": Additive.maximum(delta_T.abs(), ones_T)}
 
@@ -232,6 +360,8 @@ def token_batch(
         return torch.cat([values[g][c] for g, c in packed.members]).to(device)
 
     pairs_P2, margins_P = _pairs_of(packed, batch, set() if done is None else done, device)
+    kept = [_kept(completion) for completion in packed.completions] if batch.sampled else []
+    known = [tensor for tensor in kept if tensor is not None]
     return TokenBatch(
         logprobs_T=logprobs_T,
         sequence_T=packed.sequence_T,
@@ -244,6 +374,10 @@ def token_batch(
         pairs_P2=pairs_P2,
         margins_P=margins_P,
         baseline=None if baseline is None else baseline.to(device),
+        advantages_T=tokens(batch.advantages),
+        sampler_logprobs_T=torch.cat(known).to(device) if known and len(known) == len(kept) else None,
+        old_values_T=tokens(batch.values),
+        returns_T=tokens(batch.returns),
     )
 
 

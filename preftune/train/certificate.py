@@ -82,15 +82,20 @@ def _sample(session: Session, groups: Sequence[Group]) -> list[Group]:
     return some
 
 
-def certify_start(session: Session, groups: Sequence[Group]) -> list[Check]:
-    """The checks that can be made before the first update."""
+def certify_start(session: Session, groups: Sequence[Group], drawn: Sequence[Group] = ()) -> list[Check]:
+    """The checks that can be made before the first update.
+
+    Args:
+        groups: the first batch as it is trained on.
+        drawn: the same as the sampler drew it, where the policy just did; a prompt may have had more in front of it.
+    """
     some = _sample(session, groups)
     if not some:
         return []
     with _head_of_some_size(session):
         checks = [_shared(session, some)]
-        if any(c.logprobs is not None for g in some for c in g.completions):
-            checks += _sampler(session, some)
+        if drawn:
+            checks += _sampler(session, sample_of(drawn))
         checks.append(_accumulation(session, some))
     return checks
 

@@ -101,7 +101,7 @@ def measure(session: Session, split: str, groups: Sequence[Group], step: int) ->
             rows[f"reward/{name}"] = [c.breakdown.get(name) for c in completions]
         rows["length/mean"] = [float(c.length) for c in completions]
         rows["length/truncated"] = [float(c.finish == "length") for c in completions]
-    if session.method.compares is not None:
+    if session.method.compares is not None and session.method.completions == "data":
         session.progress.begin(f"measuring {split} at step {step}")
         found, answers = measure_preferences(session, groups, split, step)
         return Measurement(step, split, rows | found, samples, tuple(answers))

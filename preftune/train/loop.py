@@ -10,18 +10,22 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from preftune.config import Recipe
+from preftune.engine.pack import Pack
 from preftune.errors import CheckpointError, PreftuneError
+from preftune.losses.batch import Additive, merge_metrics
+from preftune.objectives import objective
 from preftune.recipes import dump
 from preftune.records import Group
+from preftune.signals import adapted_beta
 from preftune.train.advice import Watch
-from preftune.train.batch import Batch, LogProbs, backward
+from preftune.train.batch import Batch, backward
 from preftune.train.certificate import certify_adapter, certify_start, read_checks, write_certificate
 from preftune.train.checkpoint import (
     find_weights,
@@ -34,6 +38,7 @@ from preftune.train.checkpoint import (
     save_best,
     save_checkpoint,
 )
+from preftune.train.collect import collect
 from preftune.train.evaluation import Measurement, difference, load_measurement, measure, save_texts, to_json
 from preftune.train.folder import (
     check_same_recipe,
@@ -47,10 +52,14 @@ from preftune.train.folder import (
 from preftune.train.guard import Interrupts, is_out_of_memory, memory_advice, only_one
 from preftune.train.metrics import Journal, Sink, make_sinks
 from preftune.train.observe import batch_metrics, sample_records
-from preftune.train.optim import learning_rate
+from preftune.train.optim import set_learning_rate
 from preftune.train.progress import Progress
 from preftune.train.result import FINISHED, STOPPED, RunResult, finished_result, write_summary
+from preftune.train.scores import is_dead
 from preftune.train.session import Session, seed_everything
+
+if TYPE_CHECKING:
+    from preftune.train.gmpo import Gmpo
 
 Measured = Mapping[str, Measurement]
 """Split → its measurement."""
@@ -91,7 +100,7 @@ def run(
                 session = Session.open(recipe, functions=functions, base_dir=base_dir, progress=progress)
                 opened.callback(session.close)
                 session.notes.extend(changed)
-                loop = _Loop(session, folder)
+                loop = _Loop(session, folder, base_dir)
             except PreftuneError:
                 if new:  # nothing began: the folder stays free for the command put right
                     (folder / "recipe.yaml").unlink(missing_ok=True)
@@ -106,25 +115,31 @@ class _Prepared:
     groups: list[Group]
     batch: Batch
     metrics: dict[str, float]
+    memory: dict[str, Any]
     clock: _Clock
 
 
 class _Loop:
     """The state of one run: what a checkpoint saves is exactly `_state` plus weights and optimizer."""
 
-    def __init__(self, session: Session, folder: Path) -> None:
+    def __init__(self, session: Session, folder: Path, base_dir: Path | None) -> None:
         self.session, self.folder, self.recipe = session, folder, session.recipe
         self.origin = {**session.fingerprints(), "the model": fingerprint(session.policy.model)}
+        self.seconds: dict[str, float] = {}
         start = time.perf_counter()
+        if session.method.completions == "collected":
+            collect(session, folder, base_dir)
+            self.seconds["collecting answers"] = time.perf_counter() - start
+            start = time.perf_counter()
         session.prepare_reference()
-        once = time.perf_counter() - start
+        if session.references is not None:
+            self.seconds["reference before training"] = time.perf_counter() - start
         self.interrupts = Interrupts()
         self.watch = Watch()
         self.step = 0
         self.saved_step = 0  # nothing is to be saved before the first step
         self.best: dict[str, Any] | None = None
         self.since_best = 0
-        self.seconds: dict[str, float] = {} if session.references is None else {"reference before training": once}
         self.stopped: str | None = None
         self.pending = False  # the step is done, its validation is not
         # True where `step`, weights, optimizer and journals belong together, so that they may be saved.
@@ -132,6 +147,7 @@ class _Loop:
         self._lengths: dict[str, int] = {}
         self.journals: dict[str, Journal] = {}
         self.sinks: list[Sink] = []
+        self._drawn: Sequence[Group] = ()
         self._doing: tuple[str, Sequence[Group]] = ("start", ())  # for the message when memory runs out
 
     # --- the whole run ----------------------------------------------------------------------------------------
@@ -151,6 +167,8 @@ class _Loop:
             with self.interrupts.installed():
                 self._settle()
                 if self.step == 0:
+                    if session.gmpo is not None:
+                        self._cold_start(session.gmpo)
                     self._measure_start()
                 self._train()
                 return self._finish()
@@ -200,82 +218,144 @@ class _Loop:
         self._lengths = {name: journal.length for name, journal in self.journals.items()}
         self.whole = True
 
+    def _cold_start(self, gmpo: Gmpo) -> None:
+        """The critic's first lessons. Weights move before the first step, so nothing is saved until it is over."""
+        self.whole = False
+        start = time.perf_counter()
+        seed_everything(self.recipe.seed, 0)
+        for note in gmpo.prepare(self.session.progress):
+            self.session.notes.append(note)
+            self.session.progress.say(note)
+        self.seconds["critic before training"] = time.perf_counter() - start
+        self._settle()
+
     def _prepare(self, step: int) -> _Prepared:
         """Sample, score and compare one batch; no weight changes here."""
-        session, recipe = self.session, self.recipe
+        session = self.session
         clock = _Clock()
-        seed_everything(recipe.seed, step)
+        seed_everything(self.recipe.seed, step)
         groups = session.batch_of(step)
         extra: dict[str, float] = {}
-        if session.method.completions == "policy":
-            self._doing = ("sample", groups)
-            drawn = session.rollout(
-                [g.prompt for g in groups], recipe.sampling.group_size, recipe.sampling,
-                seed=recipe.seed * 1_000_003 + step, policy_version=step - 1,
-            )  # fmt: skip
-            clock.lap("sample")
-            groups, extra = self._score(drawn, step)
+        memory = dict(session.memory)
+        if session.method.samples:
+            groups, extra, memory = self._sampled(groups, step, clock)
+        elif session.gmpo is not None:
+            groups, extra, memory = session.score(groups, step=step - 1)
             clock.lap("reward")
         self._doing = ("update", groups)
-        if not (self.folder / "certificate.json").exists():
-            write_certificate(self.folder / "certificate.json", certify_start(session, groups), session.precision)
-            clock.lap("certificate")
-        old: LogProbs | None = None
-        if recipe.train.updates_per_batch > 1 and session.method.completions == "policy":
-            # Several updates: the ratio is against the policy as it was when it wrote the batch.
-            old = session.engine.score(groups, session.budget, temperature=session.temperature)
-        batch = session.make_batch(groups, old)
+        batch = session.make_batch(groups, memory)
+        if session.gmpo is not None:
+            groups = list(batch.groups)
+        if "beta" in memory and "kl/sequence" in batch.facts:
+            memory["beta"] = adapted_beta(
+                memory["beta"], batch.facts["kl/sequence"], self.recipe.policy.kl_target or 1.0,
+                len(batch.weights_S), self.recipe.policy.kl_horizon,
+            )  # fmt: skip
         clock.lap("reference")
-        return _Prepared(groups, batch, extra, clock)
+        if not (self.folder / "certificate.json").exists():
+            write_certificate(
+                self.folder / "certificate.json", certify_start(session, groups, self._drawn), session.precision
+            )
+            clock.lap("certificate")
+        return _Prepared(groups, batch, extra | batch.facts, memory, clock)
+
+    def _sampled(
+        self, wanted: Sequence[Group], step: int, clock: _Clock
+    ) -> tuple[list[Group], dict[str, float], dict[str, Any]]:
+        """The batch's prompts with completions and scores; groups without spread replaced, where the recipe says so."""
+        session = self.session
+        bound = objective(self.recipe.policy).resample if session.gmpo is None else 0
+        groups, metrics, memory = self._draw(wanted, step, 0, clock)
+        if not bound:
+            return groups, metrics, memory
+        size = len(wanted)
+        alive, dead = [g for g in groups if not is_dead(g)], [g for g in groups if is_dead(g)]
+        drawn, rounds = size, 0
+        used = {group.prompt.ids for group in wanted}
+        while len(alive) < size and rounds < bound:
+            rounds += 1
+            more = session.further_prompts(step, rounds, size, used)
+            if not more:
+                break
+            used |= {group.prompt.ids for group in more}
+            found, _, memory = self._draw(more, step, rounds, clock)
+            alive += [g for g in found if not is_dead(g)]
+            drawn += len(more)
+        metrics |= {"resample/rounds": float(rounds), "resample/prompts": float(drawn)}
+        # When the bound is reached the batch is filled up: a smaller one would be another batch size for the loss.
+        groups = (alive + dead)[:size]
+        metrics["resample/missing"] = float(max(size - len(alive), 0))
+        return groups, metrics, memory
+
+    def _draw(
+        self, wanted: Sequence[Group], step: int, attempt: int, clock: _Clock
+    ) -> tuple[list[Group], dict[str, float], dict[str, Any]]:
+        session, recipe = self.session, self.recipe
+        self._doing = ("sample", wanted)
+        plain = [group.prompt for group in wanted]
+        asked = plain if session.gmpo is None else session.gmpo.prompts(plain, session.memory["gmpo"])
+        drawn = session.rollout(
+            asked, recipe.sampling.group_size, recipe.sampling,
+            seed=recipe.seed * 1_000_003 + step + attempt * 7_919_000_003, policy_version=step - 1,
+        )  # fmt: skip
+        self._drawn = drawn
+        if session.gmpo is not None:
+            drawn = session.gmpo.with_plain_prompts(drawn, plain)
+        clock.lap("sample")
+        scored = session.score(drawn, step=step - 1)
+        clock.lap("reward")
+        return scored
 
     def _update(self, step: int, prepared: _Prepared) -> dict[str, float]:
         """The optimizer's updates on one batch. Returns the step's metrics."""
         session, recipe = self.session, self.recipe
-        rate = learning_rate(recipe.train, step, session.steps)
-        for group in session.optimizer.param_groups:
-            group["lr"] = rate
+        rate = set_learning_rate(session.optimizer, recipe.train, step, session.steps)
+        policy = session.head is None or step > recipe.value.warmup_steps
         session.policy.train_mode(True)
         seed_everything(recipe.seed, step)  # LoRA dropout
-        for _ in range(recipe.train.updates_per_batch):
-            session.optimizer.zero_grad(set_to_none=True)
-            parts, packs = backward(session.engine, prepared.batch, session.method, recipe, session.budget)
-            norm = torch.nn.utils.clip_grad_norm_([p for _, p in session.parameters], recipe.train.max_grad_norm)
-            if not math.isfinite(float(norm)):
-                raise PreftuneError(
-                    f"step {step}: the gradient norm is {float(norm)}, so this update was not made. Lower "
-                    "train.learning_rate, or use train.precision: fp32"
+        parts: list[dict[str, Additive]] = []
+        packs: list[Pack] = []
+        norms: dict[str, float] = {}
+        learnt: dict[str, float] = {}
+        for turn in range(recipe.train.updates_per_batch):
+            packs = []
+            for part in prepared.batch.parts(recipe.train.minibatches, f"{recipe.seed}/{step}/{turn}"):
+                session.optimizer.zero_grad(set_to_none=True)
+                found, own = backward(
+                    session.engine, part, session.method, recipe, session.budget, head=session.head, policy=policy
                 )
-            self.whole = session.fresh = False
-            session.optimizer.step()
+                parts.append(found)
+                packs += own
+                if session.gmpo is not None and not learnt:
+                    learnt = session.gmpo.learn(prepared.groups, step)
+                norms = self._clip(step)
+                self.whole = session.fresh = False
+                session.optimizer.step()
         session.optimizer.zero_grad(set_to_none=True)
         session.policy.train_mode(False)
+        session.memory = prepared.memory
         prepared.clock.lap("update")
-        metrics = {name: value for name, part in parts.items() if (value := part.value()) is not None}
-        metrics |= {"grad_norm": float(norm), "learning_rate": rate} | prepared.metrics
-        metrics |= batch_metrics(prepared.groups, packs, session.method.completions == "policy")
+        merged = merge_metrics(parts)
+        metrics = {name: value for name, part in merged.items() if (value := part.value()) is not None}
+        metrics |= norms | {"learning_rate": rate} | prepared.metrics | learnt
+        metrics |= batch_metrics(prepared.groups, packs, session.method.samples)
         metrics |= session.data_metrics
         prepared.clock.total("step")
         return metrics
 
-    def _score(self, drawn: Sequence[Group], step: int) -> tuple[list[Group], dict[str, float]]:
-        scored = self.session.rewards.score(drawn, step - 1, self.session.steps)
-        completions = sum(len(g.completions) for g in scored.groups)
-        extra = scored.metrics | {"reward/skipped": scored.skipped / max(completions, 1)}
-        groups = list(scored.usable)
-        if not groups:
-            raise PreftuneError(
-                f"step {step}: no completion of the batch has a score: every reward failed or was skipped"
-            )
-        penalty = self.recipe.policy.missing_eos_penalty
-        if penalty:
-            groups = [
-                replace(g, completions=tuple(
-                    replace(c, score=c.score - penalty) if c.finish == "length" and c.score is not None else c
-                    for c in g.completions
-                ))
-                for g in groups
-            ]  # fmt: skip
-        return groups, extra
+    def _clip(self, step: int) -> dict[str, float]:
+        """Clip each learner's gradient by its own norm: they share no weights, and one must not shrink the other."""
+        norms: dict[str, float] = {}
+        for name, parameters in self.session.learners.items():
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.train.max_grad_norm)
+            norms["grad_norm" if name == "policy" else f"grad_norm/{name}"] = float(norm)
+            if not math.isfinite(float(norm)):
+                whose = "" if name == "policy" else f" of the {name}"
+                raise PreftuneError(
+                    f"step {step}: the gradient norm{whose} is {float(norm)}, so "
+                    "this update was not made. Lower train.learning_rate, or use train.precision: fp32"
+                )
+        return norms
 
     # --- measuring --------------------------------------------------------------------------------------------
 
@@ -352,7 +432,7 @@ class _Loop:
         for name, seconds in times.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         log = self.recipe.log
-        if self.session.method.completions == "policy" and (self.step == 1 or self.step % log.samples_every == 0):
+        if self.session.method.samples and (self.step == 1 or self.step % log.samples_every == 0):
             for record in sample_records(prepared.groups[: log.samples], self.step, "train"):
                 self.journals["samples"].write(record)
         for advice in self.watch.update(self.step, metrics):
@@ -394,6 +474,7 @@ class _Loop:
             "pending": self.pending,
             "lengths": self._lengths,
             "origin": self.origin,
+            "memory": self.session.memory,
         }
 
     def _resume(self) -> dict[str, int]:
@@ -412,6 +493,7 @@ class _Loop:
                 )
         restore(restored, self.session.parameters, self.session.optimizer)
         self.session.fresh = False
+        self.session.memory = dict(state["memory"])
         self.step = self.saved_step = restored.step
         self.watch.load_state_dict(state["watch"])
         self.best, self.since_best, self.stopped = state["best"], state["since_best"], state["stopped"]
@@ -472,7 +554,7 @@ class _Loop:
         if not self.session.policy.is_adapter or not path.exists():
             return
         groups = self.session.batch_of(1)
-        if self.session.method.completions == "policy":
+        if self.session.method.samples:
             groups = self.session.rollout(
                 [g.prompt for g in groups[:4]], 1, self.recipe.sampling, seed=self.recipe.seed, policy_version=self.step
             )

@@ -57,4 +57,5 @@ def sample_records(groups: Sequence[Group], step: int, split: str) -> Iterator[d
                 "score": completion.score,
                 "breakdown": dict(completion.breakdown),
                 "columns": dict(group.prompt.columns),
+                "notes": dict(completion.notes),
             }

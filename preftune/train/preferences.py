@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from preftune.errors import PreftuneError
-from preftune.methods import preference
+from preftune.methods import Evidence, preference
 from preftune.records import Group
 from preftune.signals import Pairs, preference_pairs
 
@@ -104,9 +104,9 @@ def _by_logprob(session: Session, groups: Sequence[Group]) -> list[Answer]:
 
 def _of_group(session: Session, group: Group, own: Sequence[Answer]) -> dict[str, float]:
     """One group's metrics: means over its pairs; for labels every desirable completion against every other one."""
-    signal = session.method.signal([group], session.recipe)
+    signal = session.method.signal([group], session.recipe, Evidence())
     if not isinstance(signal, Pairs):
-        assert signal is not None
+        assert isinstance(signal, torch.Tensor)
         signal = preference_pairs(signal, torch.zeros(len(signal), dtype=torch.long))
     pairs = signal.pairs_P2.tolist()
     rewards = [answer.reward or 0.0 for answer in own]
@@ -114,7 +114,7 @@ def _of_group(session: Session, group: Group, own: Sequence[Answer]) -> dict[str
     if pairs:
         won, lost = [c for c, _ in pairs], [r for _, r in pairs]
     else:  # labels of one kind alone
-        labels = session.method.signal([group], session.recipe)
+        labels = session.method.signal([group], session.recipe, Evidence())
         assert isinstance(labels, torch.Tensor)
         won = [i for i, label in enumerate(labels.tolist()) if label > 0]
         lost = [i for i, label in enumerate(labels.tolist()) if label < 0]

@@ -67,7 +67,7 @@ def tokenise(
     """
     examples = {name: rows.examples for name, rows in loaded.items()}
     if recipe.eval.holdout and not examples["validation"]:
-        examples["train"], examples["validation"] = _hold_out(examples["train"], recipe, method)
+        examples["train"], examples["validation"] = hold_out(examples["train"], recipe, method)
     splits: Splits = {}
     counts: dict[str, TokenCounts] = {}
     notes: list[str] = []
@@ -86,7 +86,7 @@ def tokenise(
     return splits, counts, notes
 
 
-def _hold_out(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list[Example], list[Example]]:
+def hold_out(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list[Example], list[Example]]:
     """Training rows and held-out ones. A row that its source's weight repeats, or that stands in the data twice, is one
     row: never on both sides. With preferences and labels neither is a prompt, which may have several rows."""
 
@@ -109,8 +109,10 @@ def _hold_out(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list
 
 def _as_used(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list[Example], list[str]]:
     """Each row as the method uses it, and what was left out, in words."""
-    if method.completions == "policy":
+    if method.completions != "data":
         return as_prompts(rows), []
+    if method.name == "gmpo":
+        return _offline(rows, recipe)
     if method.compares is None:
         # A row's only completion may be marked as bad; of several, the best is what there is to imitate.
         limit = recipe.loss.label_threshold
@@ -146,6 +148,19 @@ def _as_used(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list[
         raise DataError(f"{rows[0].where}: no row has two completions of different score, so there is no pair{hint}")
     left = len(rows) - len(kept)
     return kept, [f"{left} rows left out whose completions all have the same score"] if left else []
+
+
+def _offline(rows: list[Example], recipe: Recipe) -> tuple[list[Example], list[str]]:
+    """GMPO's fixed answers: with a score each where no critic gives one."""
+    for row in rows:
+        if not row.completions:
+            raise DataError(f"{row.where}: gmpo.answers is data, and this row has no answer; map a completion column")
+        if recipe.gmpo.critic.kind == "none" and not recipe.rewards and not row.scores:
+            raise DataError(
+                f"{row.where}: gmpo.critic.kind is none, so every answer needs a score, and this row has none. Map it "
+                "(label, or data.responses with a score), or give rewards"
+            )
+    return rows, []
 
 
 def check_vocabulary(policy: Policy, splits: Splits) -> None:

@@ -6,12 +6,12 @@ import hashlib
 import math
 import random
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -19,18 +19,21 @@ from torch import Tensor, nn
 
 from preftune.config import Recipe, SamplingConfig
 from preftune.engine import Engine
-from preftune.errors import DataError, PreftuneError, UsageError
-from preftune.methods import Method, get_method, objective, preference
+from preftune.engine.values import ScalarHead, token_values
+from preftune.errors import DataError, ModelError, PreftuneError, UsageError
+from preftune.methods import Evidence, Method, method_of, needs_rewards, objective, preference
 from preftune.models import Policy, load_policy
+from preftune.models.given import read_adapter
 from preftune.models.reward import RewardModel, load_reward
-from preftune.records import Group, Prompt, TokenCounts
+from preftune.records import Completion, Group, Prompt, TokenCounts
 from preftune.rewards import RewardSet, build_rewards
 from preftune.sampling.base import Progress as SamplingProgress
 from preftune.sampling.base import Rollout, distribution_of
 from preftune.sampling.local import LocalSampler
 from preftune.sampling.rollouts import find_rollout
 from preftune.tokens import TokenContract
-from preftune.train.batch import Batch, LogProbs, make_batch
+from preftune.train.batch import Batch, LogProbs, kept_logprobs, make_batch
+from preftune.train.head import make_value_head
 from preftune.train.optim import make_optimizer
 from preftune.train.progress import Progress
 from preftune.train.reference import ReferenceStore, build_store, default_folder, live_reference
@@ -43,6 +46,10 @@ from preftune.train.rows import (
     tokenise,
     with_template,
 )
+from preftune.train.scores import less_penalties, with_notes
+
+if TYPE_CHECKING:
+    from preftune.train.gmpo import Gmpo
 
 
 @dataclass
@@ -59,6 +66,10 @@ class Session:
         fresh: the weights are those that were loaded; with full fine-tuning the policy is its own reference till then.
         references: the reference's log-probs of the fixed data, once `prepare_reference` has run.
         data_metrics: facts of the training data that are logged at every step, for the advice.
+        head: the value head, where advantages come from GAE.
+        gmpo: GMPO's critic and what it remembers, for that method alone.
+        memory: what later steps know of earlier ones besides weights (an adapted β, recent scores, lessons). JSON; the
+            loop replaces it when an update is made, so that it always belongs to the weights beside it.
     """
 
     recipe: Recipe
@@ -82,7 +93,11 @@ class Session:
     multi_turn: Rollout | None = None
     fresh: bool = True
     references: ReferenceStore | None = None
+    _orders: tuple[int, list[int]] | None = None
     data_metrics: dict[str, float] = field(default_factory=dict)
+    head: ScalarHead | None = None
+    gmpo: Gmpo | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sampler = LocalSampler(self.engine, self.contract)
@@ -98,8 +113,8 @@ class Session:
         """
         if recipe.train.threads is not None:
             torch.set_num_threads(recipe.train.threads)
-        method = get_method(recipe.method)
-        if method.scored and not recipe.rewards and not functions:
+        method = method_of(recipe)
+        if needs_rewards(recipe) and not recipe.rewards and not functions:
             raise UsageError(
                 f"method {method.name} needs at least one reward: give rewards: in the recipe, or rewards=[…]"
             )
@@ -110,7 +125,10 @@ class Session:
             # Rewards first: a misspelt one must not cost a model's loading time.
             # A reward model writes nothing to score; rewards it inherits are another stage's.
             wanted = [] if method.reads == "scores" else recipe.rewards
-            rewards = opened.enter_context(build_rewards(wanted, functions, base_dir or Path.cwd()))
+            shared_base = recipe.model.path if recipe.model.lora is not None else None
+            rewards = opened.enter_context(
+                build_rewards(wanted, functions, base_dir or Path.cwd(), shared_base=shared_base)
+            )
             loaded = read_splits(recipe, base_dir)
             policy = _load(recipe, method)
             contract = TokenContract(policy.tokenizer, with_template(recipe.tokens, base_dir), policy.generation_eos)
@@ -122,19 +140,28 @@ class Session:
             data_metrics: dict[str, float] = {}
             if method.compares == "labels":
                 recipe, data_metrics["kto/balance"] = _balanced(recipe, splits["train"], notes)
-            live = method.completions == "policy" or recipe.train.reference_logprobs == "live"
-            if method.needs_reference(recipe) and live:
-                policy.keep_reference()
+            if method.needs_reference(recipe):
+                _set_reference(policy, recipe, live=_is_live(recipe, method))
             bf16 = _bf16(recipe, policy)
             engine = Engine(policy, mode=recipe.model.attention, bf16=bf16)
             facts = {name: rows.facts for name, rows in loaded.items()}
-            parameters = policy.trainable()
+            notes += rewards.share(engine)
+            head = make_value_head(recipe, engine) if method.needs_values(recipe) else None
+            gmpo = None
+            if method.name == "gmpo":
+                from preftune.train.gmpo import Gmpo
+
+                gmpo = Gmpo.open(
+                    recipe, policy=policy, engine=engine, contract=contract, base_dir=base_dir,
+                    budget=_budget(recipe, method, policy.device, splits), train=splits["train"],
+                )  # fmt: skip
+            parameters, optimizer = _learners(recipe, policy, head, gmpo)
             session = cls(
-                recipe, method, policy, engine, contract, rewards, make_optimizer(parameters, recipe.train), parameters,
-                splits["train"], splits["validation"], splits["test"], counts, facts,
-                _steps(recipe, len(splits["train"])), progress,
+                recipe, method, policy, engine, contract, rewards, optimizer, parameters, splits["train"],
+                splits["validation"], splits["test"], counts, facts, _steps(recipe, len(splits["train"])), progress,
                 _budget(recipe, method, policy.device, splits), notes=notes, data_metrics=data_metrics,
-                multi_turn=find_rollout(recipe.sampling, contract, base_dir),
+                multi_turn=find_rollout(recipe.sampling, contract, base_dir), head=head, gmpo=gmpo,
+                memory=_first_memory(recipe, method, gmpo),
             )  # fmt: skip
             session._note()
             opened.pop_all()
@@ -162,7 +189,17 @@ class Session:
     @property
     def temperature(self) -> float:
         """The temperature that the trainer's logits are divided by."""
-        return self.recipe.sampling.temperature if self.method.completions == "policy" else 1.0
+        return self.recipe.sampling.temperature if self.method.tempered else 1.0
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates that one step makes."""
+        return self.recipe.train.updates_per_batch * self.recipe.train.minibatches
+
+    @property
+    def visited_kl(self) -> bool:
+        """GMPO on answers that the trained policy did not draw as it is trained: its KL is over the vocabulary."""
+        return self.gmpo is not None and needs_visited_kl(self.recipe)
 
     @property
     def fp32_weights(self) -> bool:
@@ -187,7 +224,9 @@ class Session:
         if self.engine.mode == "padded":
             self.notes.append(self.engine.reason)
         drawn = distribution_of(self.recipe.sampling)
-        if self.method.completions == "policy" and not drawn.is_plain:
+        if self.head is not None:
+            self.notes.append(f"value head: {self.head.lineage}")
+        if self.method.tempered and not drawn.is_plain:
             self.notes.append(
                 "training samples are drawn from another distribution than the trainer scores (top_k, top_p, min_p or "
                 "repetition_penalty is set): importance ratios are biased; leave them at their defaults when training"
@@ -226,8 +265,31 @@ class Session:
             out.append(self.train[self._order(epoch)[place]])
         return out
 
+    def further_prompts(self, step: int, attempt: int, count: int, used: set[tuple[int, ...]]) -> list[Group]:
+        """Training prompts to draw from besides the step's own, none of `used`; known from (seed, step, attempt)."""
+        order = list(range(len(self.train)))
+        random.Random(f"{self.recipe.seed}/{step}/{attempt}/more").shuffle(order)
+        found: dict[tuple[int, ...], Group] = {}
+        for place in order:
+            group = self.train[place]
+            if group.prompt.ids not in used:
+                found.setdefault(group.prompt.ids, group)
+            if len(found) == count:
+                break
+        return list(found.values())
+
+    @property
+    def learners(self) -> dict[str, list[nn.Parameter]]:
+        """What is clipped together: the policy, and beside it a value head or a critic."""
+        out: dict[str, list[nn.Parameter]] = {"policy": [p for _, p in self.policy.trainable()]}
+        if self.head is not None:
+            out["value"] = [p for _, p in self.head.parameters()]
+        if self.gmpo is not None and self.gmpo.parameters():
+            out["critic"] = [p for _, p in self.gmpo.parameters()]
+        return out
+
     def _order(self, epoch: int) -> list[int]:
-        cached = getattr(self, "_orders", None)
+        cached = self._orders
         if cached is None or cached[0] != epoch:
             order = list(range(len(self.train)))
             random.Random(f"{self.recipe.seed}/{epoch}").shuffle(order)
@@ -254,13 +316,52 @@ class Session:
             self.sampler, prompts, n, settings, seed=seed, policy_version=policy_version, temperature=temperature
         )
 
+    def score(
+        self, groups: Sequence[Group], *, step: int, memory: Mapping[str, Any] | None = None
+    ) -> tuple[list[Group], dict[str, float], dict[str, Any]]:
+        """Rewards of completions, what the objective takes off them, and GMPO's critic.
+
+        Returns:
+            The groups with scores (completions without one are left out), metrics, and the memory after this batch.
+
+        Raises:
+            PreftuneError: no completion has a score.
+        """
+        memory = dict(self.memory if memory is None else memory)
+        metrics: dict[str, float] = {}
+        kept = list(groups)
+        if self.rewards.names:
+            scored = self.rewards.score(groups, step, self.steps)
+            count = sum(len(g.completions) for g in groups)
+            metrics = scored.metrics | {"reward/skipped": scored.skipped / max(count, 1)}
+            kept = list(with_notes(scored.groups, scored.extras))
+            if self.gmpo is None or not self.gmpo.critical:
+                kept = [Group(g.prompt, some) for g in kept if (some := _scored_only(g))]
+                kept, taken = less_penalties(kept, self.recipe)
+                metrics |= taken
+        if self.gmpo is not None:
+            kept, told, memory["gmpo"] = self.gmpo.score(kept, step, memory["gmpo"])
+            metrics |= told
+        if not kept:
+            raise PreftuneError(
+                f"step {step + 1}: no completion of the batch has a score: every reward failed or was skipped"
+            )
+        return kept, metrics, memory
+
+    def retrain_on(self, groups: Sequence[Group]) -> None:
+        """Train on these groups instead of the prompts that were loaded."""
+        self.train = list(groups)
+        self._orders = None
+        self.steps = _steps(self.recipe, len(self.train))
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        self.budget = _budget(self.recipe, self.method, self.policy.device, splits)
+
     def prepare_reference(self) -> None:
         """On a fixed data set: get the reference's log-probs of everything that the run will ask for. Before any
         weight changes, a checkpoint's included."""
         recipe = self.recipe
         self.check_batches()
-        fixed = self.method.completions == "data" and recipe.train.reference_logprobs == "cached"
-        if not fixed or not self.method.needs_reference(recipe):
+        if not self.method.needs_reference(recipe) or _is_live(recipe, self.method):
             return
         folder = recipe.train.reference_cache
         self.progress.begin("scoring with the reference")
@@ -272,6 +373,8 @@ class Session:
             self.progress.tick,
         )
         self.notes.append(said)
+        if recipe.model.reference_path is not None:
+            self.policy.frozen = None  # its log-probs are all that the run asks for
 
     def check_batches(self) -> None:
         """Raises DataError now for a batch that would fail when its step comes: one without another prompt to meet."""
@@ -291,7 +394,8 @@ class Session:
     def at_reference(self) -> bool:
         """Whether the policy acts as the reference does: nothing is trained yet, and no adapter lies on top."""
         config = self.policy.config
-        return self.fresh and not (config.on_adapter == "continue" and config.reference == "base")
+        elsewhere = config.reference_path is not None
+        return self.fresh and not elsewhere and not (config.on_adapter == "continue" and config.reference == "base")
 
     def _contrast(self, groups: Sequence[Group]) -> list[Group]:
         if self.method.contrast is None:
@@ -313,7 +417,7 @@ class Session:
 
     def reference_of(self, groups: Sequence[Group]) -> LogProbs | None:
         """The reference's log-probs, where the method compares with it."""
-        if not self.method.needs_reference(self.recipe):
+        if not self.method.needs_reference(self.recipe) or self.visited_kl:
             return None
         known = None if self.references is None else self.references.of(groups)
         if known is not None:
@@ -325,18 +429,62 @@ class Session:
             )
         return live_reference(self.engine, groups, self.budget, self.temperature)
 
-    def make_batch(self, groups: Sequence[Group], old: LogProbs | None = None) -> Batch:
-        """Everything that the loss reads of these groups, as one optimizer batch."""
+    def make_batch(self, groups: Sequence[Group], memory: Mapping[str, Any] | None = None) -> Batch:
+        """Everything that the loss reads of these groups, as one optimizer batch.
+
+        Args:
+            memory: what the signal knows of earlier batches; default the session's.
+        """
+        memory = self.memory if memory is None else memory
         contrast = self._contrast(groups)
-        return make_batch(
-            groups,
-            self.method,
-            self.recipe,
-            old=old,
-            reference=self.reference_of(groups),
-            contrast=contrast,
-            contrast_reference=self.reference_of(contrast) if contrast else None,
-        )
+        reference = self.reference_of(groups)
+        old, ratio = self._old(groups, reference)
+        values = None if self.head is None else token_values(self.head, self.engine, groups, self.budget)
+        row_weights, told = None, dict[str, float]()
+        if self.gmpo is not None:
+            row_weights, told = self.gmpo.signal(groups, memory["gmpo"])
+            groups = self.gmpo.annotate(groups, row_weights)
+        evidence = Evidence(
+            old=old, reference=reference, values=values, beta=memory.get("beta"),
+            reward_weights=self.rewards.weights, row_weights=row_weights,
+        )  # fmt: skip
+        batch = make_batch(
+            groups, self.method, self.recipe, evidence=evidence, ratio=ratio, visited_kl=self.visited_kl,
+            contrast=contrast, contrast_reference=self.reference_of(contrast) if contrast else None,
+        )  # fmt: skip
+        batch.facts.update(told)
+        if old is not None and reference is not None and self._kl_inside:
+            batch.facts.update(self._kl_facts(old, reference, memory))
+        return batch
+
+    @property
+    def _kl_inside(self) -> bool:
+        chosen = objective(self.recipe.policy)
+        return self.method.tempered and self.gmpo is None and chosen.kl == "reward" and chosen.beta > 0.0
+
+    def _old(self, groups: Sequence[Group], reference: LogProbs | None) -> tuple[LogProbs | None, bool]:
+        """Log-probs under the policy that sampled, where ratios or the signal need them, and whether ratios do."""
+        if self.method.own_words:
+            return kept_logprobs(groups), True
+        if not self.method.samples:
+            return None, False
+        if self.updates > 1:
+            # Several updates: the ratio is against the policy as it was when it wrote the batch.
+            return self.engine.score(groups, self.budget, temperature=self.temperature), True
+        if self.head is not None or self._kl_inside:
+            # The ratio is 1, but the signal wants them: the sampler's own will do where it drew plainly.
+            kept = kept_logprobs(groups)
+            return kept or self.engine.score(groups, self.budget, temperature=self.temperature), False
+        return None, False
+
+    def _kl_facts(self, old: LogProbs, reference: LogProbs, memory: Mapping[str, Any]) -> dict[str, float]:
+        sums = [
+            float((mine - theirs).sum())
+            for row, other in zip(old, reference, strict=True)
+            for mine, theirs in zip(row, other, strict=True)
+        ]
+        beta = memory.get("beta", objective(self.recipe.policy).beta)
+        return {"kl/sequence": fmean(sums), "kl/beta": beta, "reward/kl_penalty": beta * fmean(sums)}
 
 
 def seed_everything(seed: int, step: int) -> None:
@@ -346,6 +494,67 @@ def seed_everything(seed: int, step: int) -> None:
     random.seed(mixed)
     numpy.random.seed(mixed % 2**32)
     torch.manual_seed(mixed % 2**63)
+
+
+def needs_visited_kl(recipe: Recipe) -> bool:
+    """Whether GMPO's answers are not drawn from the policy as it is trained."""
+    settings = recipe.gmpo
+    return settings.beta > 0.0 and bool(settings.answers == "data" or settings.meta_prompt or settings.lessons)
+
+
+def _is_live(recipe: Recipe, method: Method) -> bool:
+    """Whether the reference runs beside the policy, instead of once before training."""
+    return method.samples or method.name == "gmpo" or method.own_words or recipe.train.reference_logprobs == "live"
+
+
+def _set_reference(policy: Policy, recipe: Recipe, *, live: bool) -> None:
+    """Make sure that there is a reference: another model, or a frozen copy where the policy's own weights move."""
+    path = recipe.model.reference_path
+    if path is None:
+        if live:
+            policy.keep_reference()
+        return
+    given = recipe.model.model_copy(
+        update={"path": path, "revision": None, "lora": None, "on_adapter": None, "reference": None,
+                "reference_path": None, "gradient_checkpointing": False}
+    )  # fmt: skip
+    if read_adapter(given) is not None:
+        given = given.model_copy(update={"on_adapter": "merge"})
+    other = load_policy(given, seed=recipe.seed)
+    if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ModelError(
+            f"model.reference_path {path} has another tokenizer than {recipe.model.path}: their log-probs speak of "
+            "different tokens; give a model of the same family"
+        )
+    policy.frozen = other.model.requires_grad_(False).eval()
+    policy.lineage += f"; the reference is {path}"
+
+
+def _learners(
+    recipe: Recipe, policy: Policy, head: ScalarHead | None, gmpo: Gmpo | None
+) -> tuple[list[tuple[str, nn.Parameter]], torch.optim.AdamW]:
+    """Everything that one optimizer trains: the policy, then a value head or critic at learning rates of their own."""
+    parameters = policy.trainable()
+    roles: list[tuple[list[tuple[str, nn.Parameter]], float | None]] = []
+    if head is not None:
+        roles.append((head.parameters(), recipe.value.learning_rate))
+    if gmpo is not None:
+        roles.append((gmpo.parameters(), recipe.gmpo.critic.learning_rate))
+    optimizer = make_optimizer(parameters, recipe.train, roles)
+    return [*parameters, *(one for some, _ in roles for one in some)], optimizer
+
+
+def _first_memory(recipe: Recipe, method: Method, gmpo: Gmpo | None) -> dict[str, Any]:
+    memory: dict[str, Any] = {}
+    if method.tempered and recipe.policy.kl_target is not None:
+        memory["beta"] = objective(recipe.policy).beta
+    if gmpo is not None:
+        memory["gmpo"] = gmpo.memory()
+    return memory
+
+
+def _scored_only(group: Group) -> tuple[Completion, ...]:
+    return tuple(c for c in group.completions if c.score is not None)
 
 
 def _load(recipe: Recipe, method: Method) -> Policy:

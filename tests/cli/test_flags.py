@@ -17,6 +17,8 @@ from preftune.config import Pipeline, Recipe
 from preftune.recipes.schema import Leaf, is_dict, is_list, item_of, leaves, model_of, without_none
 
 LEAVES = list(leaves(Recipe))
+KEPT = [leaf for leaf in LEAVES if leaf.name != "repeat"]
+"""All fields but the one that is gone once the recipe is resolved."""
 
 BASE = [
     "--model.path=some/model", "--data.path=rows.jsonl", "--rewards.name=my.module:reward", "--train.steps=3",
@@ -39,6 +41,10 @@ FREE_VALUES = {
     "loss.name": "ipo",
     "loss.desirable_weight": "auto",
     "loss.label_smoothing": "0.2",
+    "value.lora": "{r: 5}",
+    "gmpo.critic.lora": "{r: 5}",
+    "gmpo.temperature": "0.5",
+    "gmpo.max_weight": "7.5",
 }
 """Values for fields whose text is bound by more than their type."""
 
@@ -46,14 +52,16 @@ FREE_VALUES = {
 READ_BY = {
     "loss.margin": "reward", "loss.center": "reward", "train.normalize": "reward", "loss.desirable_weight": "kto",
     "loss.undesirable_weight": "kto", "loss.label_threshold": "kto", "train.reference_logprobs": "dpo",
-    "train.reference_cache": "dpo",
+    "train.reference_cache": "dpo", "model.reference_path": "dpo", "collect.keep": "rft", "collect.min_score": "rft",
+    "collect.spread_only": "rft",
 }  # fmt: skip
-"""The method that reads a field; grpo reads the others, and dpo those of the loss."""
+"""The method that reads a field, where that of its section (below) does not; grpo reads the others."""
+SECTION_OF = {"loss": "dpo", "value": "ppo", "collect": "iterative-dpo", "human": "human", "gmpo": "gmpo"}
 
 
 def _companions(leaf: Leaf) -> list[str]:
     """Flags without which the field would be refused: as unread, or for want of a neighbour."""
-    method = READ_BY.get(leaf.name, "dpo" if leaf.path[0] == "loss" else "grpo")
+    method = READ_BY.get(leaf.name, SECTION_OF.get(leaf.path[0], "grpo"))
     flags = [] if leaf.name == "method" else [f"--method={method}"]
     base = BASE if method != "reward" else [flag for flag in BASE if "rewards" not in flag]
     flags += [flag for flag in base if not flag.startswith((f"--{leaf.name}=", f"--{leaf.name}."))]
@@ -66,6 +74,10 @@ def _companions(leaf: Leaf) -> list[str]:
         flags.append(f"--{'.'.join(leaf.path[:-2])}.NAME.from=a")
     if leaf.name == "model.reference":
         flags.append("--model.on_adapter=continue")
+    if leaf.name == "policy.kl_target":
+        flags += ["--policy.kl=reward", "--policy.beta=0.1"]
+    if leaf.path[0] == "gmpo" or leaf.path[:2] == ("value", "lora"):
+        flags.append("--model.lora={}")  # a second adapter stands beside the policy's
     if "responses" in leaf.path[:-1]:
         flags += _beside_a_response(leaf)
     return flags
@@ -140,7 +152,7 @@ def _plain(value: Any) -> Any:
     return value.model_dump(by_alias=True, exclude_defaults=True) if hasattr(value, "model_dump") else value
 
 
-@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.name)
+@pytest.mark.parametrize("leaf", KEPT, ids=lambda leaf: leaf.name)
 def test_every_field_is_set_by_its_flag(leaf: Leaf, pipelines: list[tuple[Pipeline, dict[str, Any]]]) -> None:
     text = _other_than_default(leaf)
     assert run.execute([*_companions(leaf), f"--{flag_name(leaf)}", text]) == 0
@@ -149,6 +161,15 @@ def test_every_field_is_set_by_its_flag(leaf: Leaf, pipelines: list[tuple[Pipeli
     assert found == (text if isinstance(found, str) else yaml.safe_load(text))
     if not leaf.info.is_required():
         assert found != _plain(leaf.info.get_default(call_default_factory=True, validated_data={}))
+
+
+def test_repeat_becomes_stages(pipelines: list[tuple[Pipeline, dict[str, Any]]]) -> None:
+    assert run.execute(["--method=rft", *BASE, "--repeat", "3", "--name", "mine"]) == 0
+    stages = pipelines[0][0].stages
+    assert [(s.name, s.repeat, s.model.path) for s in stages] == [
+        ("round-1", 1, "some/model"), ("round-2", 1, "stage:round-1"), ("round-3", 1, "stage:round-2"),
+    ]  # fmt: skip
+    assert pipelines[0][0].name == "mine"
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.name)
@@ -242,7 +263,7 @@ def _fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["init", "gropo"], "no method is named 'gropo'; did you mean grpo?"),
         (["report", "no/such/folder"], "no/such/folder is no folder"),
         (["merge", "one"], "the following arguments are required: OUT"),
-        (["demo", "ppo"], "invalid choice: 'ppo'"),
+        (["demo", "zzz"], "invalid choice: 'zzz'"),
     ],
 )
 def test_slips_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

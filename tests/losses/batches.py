@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,3 +51,18 @@ def totals(*batches: TokenBatch) -> Denominators:
             pairs += len(batch.pairs_P2)
             chosen += int(lengths[batch.pairs_P2[:, 0]].sum())
     return Denominators(float(tokens), float(sequences), 100.0, pairs=float(pairs), chosen_tokens=float(chosen))
+
+
+def take(batch: TokenBatch, sequences: list[int]) -> TokenBatch:
+    """The micro-batch of the named completions, in that order. Their gradients reach the whole batch's tensors."""
+    assert batch.pairs_P2 is None, "pairs would need new numbers"
+    owners = batch.sequence_T.tolist()
+    tokens = torch.tensor([t for s in sequences for t, owner in enumerate(owners) if owner == s], dtype=torch.long)
+    rows = torch.tensor(sequences, dtype=torch.long)
+    cut: dict[str, Any] = {}
+    for field in fields(batch):
+        value, kind = getattr(batch, field.name), field.name.rpartition("_")[2]
+        if value is not None and kind in ("T", "S"):
+            cut[field.name] = value[tokens if kind == "T" else rows]
+    cut["sequence_T"] = torch.tensor([sequences.index(owners[t]) for t in tokens.tolist()], dtype=torch.long)
+    return replace(batch, **cut, num_sequences=len(sequences))

@@ -20,6 +20,7 @@ from preftune.losses import (
     kl_penalty,
     merge_metrics,
 )
+from tests.losses.batches import take
 
 RATIOS = ("token", "sequence", "sequence-sum")
 AGGREGATES = ("token-mean", "sequence-mean", "constant")
@@ -277,23 +278,6 @@ def test_every_combination(ratio, clip, aggregate, old, beta, kl):
         assert torch.autograd.gradcheck(loss, (batch.logprobs_T,))
 
 
-def take(batch: TokenBatch, sequences: list[int]) -> TokenBatch:
-    """The micro-batch of the named completions, in that order."""
-    tokens = [t for s in sequences for t, owner in enumerate(batch.sequence_T.tolist()) if owner == s]
-    place = {s: i for i, s in enumerate(sequences)}
-    per_token = {
-        name: None if getattr(batch, name) is None else getattr(batch, name)[tokens]
-        for name in ("logprobs_T", "old_logprobs_T", "reference_logprobs_T", "entropy_T")
-    }
-    return TokenBatch(
-        sequence_T=torch.tensor([place[int(batch.sequence_T[t])] for t in tokens], dtype=torch.long),
-        num_sequences=len(sequences),
-        weights_S=batch.weights_S[sequences],
-        advantages_S=None if batch.advantages_S is None else batch.advantages_S[sequences],
-        **per_token,
-    )
-
-
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 @pytest.mark.parametrize(("ratio", "clip"), list(itertools.product(RATIOS, CLIPS)))
@@ -372,7 +356,7 @@ def test_masked_rows_carry_nothing_but_count_in_two_denominators():
     batch, denominators = two_rows(old=False)
     batch = replace(batch, weights_S=f64(1, 0))
     denominators = Denominators.count([2, 1], [1, 0], max_tokens=5)
-    assert denominators == Denominators(tokens=2, sequences=2, max_tokens=5)
+    assert denominators == Denominators(tokens=2, sequences=2, max_tokens=5, all_tokens=3)
     for aggregate, expected in (("token-mean", -1.0), ("sequence-mean", -0.5), ("constant", -0.2)):
         out = clipped_policy_gradient(batch, denominators, clip_low=0.2, clip_high=0.2, aggregate=aggregate)
         assert out.loss.item() == pytest.approx(expected)

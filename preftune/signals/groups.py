@@ -1,4 +1,4 @@
-"""Signals: from the scores of groups to advantages, or to pairs. Imports torch alone.
+"""From the scores of groups to one advantage per completion, or to pairs.
 
 Shapes: the legend in `preftune.records`; S completions, each with the index of its group.
 """
@@ -67,6 +67,56 @@ def group_advantages(scores_S: Tensor, group_S: Tensor, kind: Advantage) -> Tens
     # a std near 0 would make a gradient out of rounding.
     spread_S = group_spread(scores_S, group_S)[group_S]
     return torch.where(spread_S > 0.0, advantages_S, torch.zeros_like(advantages_S))
+
+
+def normalized_advantages(scores_SR: Tensor, weights_R: Tensor, group_S: Tensor) -> Tensor:
+    """Several rewards, each brought to one scale in its group before they are weighted, summed and normalised again.
+
+        A = Σ_r w_r (r − mean_g) / (std_g + 1e-4), then (A − mean) / (std + 1e-4) over the batch
+
+    A reward with a wide range then can't drown one with a narrow range. A reward that does not apply to a completion
+    (NaN) adds nothing to it, and its group's mean and deviation are those of the others. A completion to which none
+    applies gets 0 and counts in no mean or deviation.
+
+    Args:
+        scores_SR: each reward's own value of each completion; NaN where it did not apply.
+        weights_R: the rewards' weights.
+        group_S: long; each completion's group.
+
+    Returns:
+        (S,) advantages in fp32, or fp64 when the scores are; no gradient. All 0 where no group has a spread in any
+        reward.
+
+    Raises:
+        ValueError: shapes that don't fit together, an infinite score.
+
+    References:
+        Liu et al. 2026, "GDPO: Group reward-Decoupled Normalization Policy Optimization", eqs. 4 to 6.
+    """
+    if scores_SR.dim() != 2 or scores_SR.shape[1] != weights_R.numel() or scores_SR.shape[0] != group_S.numel():
+        raise ValueError(
+            f"scores of shape {tuple(scores_SR.shape)} for {group_S.numel()} completions and "
+            f"{weights_R.numel()} weights"
+        )
+    if bool(scores_SR.isinf().any()):
+        raise ValueError("a score is infinite")
+    scores_SR = scores_SR.detach().to(torch.promote_types(scores_SR.dtype, torch.float32))
+    total_S = scores_SR.new_zeros(len(group_S))
+    if not len(group_S):
+        return total_S
+    for r, weight in enumerate(weights_R.tolist()):
+        known_S = ~scores_SR[:, r].isnan()
+        if not bool(known_S.any()) or weight == 0.0:
+            continue
+        # A group without a known score has no number of its own here, and no spread to speak of.
+        _, inner = torch.unique(group_S[known_S], return_inverse=True)
+        total_S[known_S] += weight * group_advantages(scores_SR[known_S, r], inner, "group-std")
+    if not bool(total_S.any()):
+        return total_S
+    scored_S = ~scores_SR.isnan().all(dim=1)
+    scored = total_S[scored_S]  # at least two: one alone has no spread
+    advantages_S = (total_S - scored.mean()) / (scored.std(correction=1) + STD_EPSILON)
+    return torch.where(scored_S, advantages_S, torch.zeros_like(advantages_S))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,76 @@
+"""`repeat: N` becomes N stages, each from the result of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from preftune.config import Recipe
+
+STAGE_REF = "stage:"
+
+
+def expand(recipes: Sequence[Recipe], *, staged: bool) -> list[Recipe]:
+    """The recipes with every repeated one written out; a reference to a repeated stage means its last round.
+
+    Rounds keep the recipe's seed: the same rows are held out in all of them, and a round's first measurement is the
+    last one of the round before.
+
+    Args:
+        staged: the recipe names its stages: rounds are NAME-1, NAME-2, …; else they are round-1, round-2, ….
+    """
+    out: list[Recipe] = []
+    last: dict[str, str] = {}
+    for recipe in recipes:
+        recipe = _pointing(recipe, last)
+        if recipe.repeat == 1:
+            out.append(recipe)
+            continue
+        stem = recipe.name if staged else "round"
+        names = [f"{stem}-{k}" for k in range(1, recipe.repeat + 1)]
+        before: str | None = None
+        for name in names:
+            out.append(_round(recipe, name, before, staged))
+            before = name
+        last[recipe.name] = names[-1]
+    return out
+
+
+def _round(recipe: Recipe, name: str, before: str | None, staged: bool) -> Recipe:
+    changes = {"name": name, "repeat": 1, "output": recipe.output if staged else None}
+    if before is None:
+        return recipe.model_copy(update=changes)
+    model = recipe.model
+    adapter = model.on_adapter == "continue" or (model.lora is not None and model.on_adapter != "merge")
+    if recipe.collect.path is not None:  # answers of the first round's policy are not those of the next one's
+        changes["collect"] = recipe.collect.model_copy(update={"path": None})
+    first = recipe.collect.reference == "first"
+    update: dict[str, object] = {"path": STAGE_REF + before, "revision": None, "on_adapter": None, "reference": None}
+    if adapter:
+        update |= {"on_adapter": "continue", "reference": "start"}
+    if first and model.reference_path is None:
+        if adapter and model.on_adapter in (None, "fresh"):
+            update["reference"] = "base"
+        else:
+            update |= {"reference_path": model.path, "reference": None}
+    return recipe.model_copy(update={**changes, "model": model.model_copy(update=update)})
+
+
+def _pointing(recipe: Recipe, last: dict[str, str]) -> Recipe:
+    """References to repeated stages as references to their last rounds."""
+
+    def to(path: str | None) -> str | None:
+        if path is None or not path.startswith(STAGE_REF):
+            return path
+        name = path.removeprefix(STAGE_REF)
+        return STAGE_REF + last.get(name, name)
+
+    rewards = []
+    for reward in recipe.rewards:
+        path = reward.args.get("path")
+        args = {**reward.args, "path": to(path)} if isinstance(path, str) else reward.args
+        rewards.append(reward.model_copy(update={"args": args}))
+    model = recipe.model.model_copy(
+        update={"path": to(recipe.model.path), "reference_path": to(recipe.model.reference_path)}
+    )
+    value = recipe.value.model_copy(update={"path": to(recipe.value.path)})
+    return recipe.model_copy(update={"rewards": rewards, "model": model, "value": value})

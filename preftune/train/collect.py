@@ -1,0 +1,137 @@
+"""Answers drawn once, before training: rounds of iterative DPO, rejection fine-tuning, and what people rate.
+
+The policy answers every training prompt as it stands, rewards score the answers, and all of it is written to
+`collected.jsonl` in the run folder. From there on the run is one on fixed data. A resumed run reads the file; one that
+was interrupted while drawing draws again, and gets the same answers, as nothing was trained yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from preftune.config import Recipe
+from preftune.data.collected import read_collected, write_collected
+from preftune.errors import DataError
+from preftune.records import Group
+from preftune.train.checkpoint import fingerprint
+from preftune.train.progress import Progress
+
+if TYPE_CHECKING:
+    from preftune.train.session import Session
+
+FILE = "collected.jsonl"
+
+
+def collect(session: Session, folder: Path, base_dir: Path | None) -> None:
+    """Make the session's training groups out of answers that are drawn now, or were before.
+
+    Raises:
+        DataError: `collect.path` or the run's own file is damaged or of another policy; nothing is left to train on.
+        PreftuneError: what sampling or a reward raises.
+    """
+    given, own = session.recipe.collect.path, folder / FILE
+    if given is not None:
+        path = Path(given).expanduser()
+        path = base_dir / path if base_dir is not None and not path.is_absolute() else path
+        found = read_collected(path)
+        groups, about = found.groups, found.about
+        if about.get("policy") not in (None, fingerprint(session.policy.model)):
+            session.notes.append(
+                f"the answers in {path} were written by another policy than the one that is trained; importance ratios "
+                "make up for it only where the two are near"
+            )
+        session.data_facts["collected"] = {"content_hash": found.digest, "origins": [str(path)], "skipped": 0}
+    elif own.exists():
+        found = read_collected(own)
+        groups = found.groups
+        if dict(found.about) != describe(session):
+            raise DataError(
+                f"{own} was collected by another policy or with other settings than this recipe's; begin a new run "
+                "with --output"
+            )
+    else:
+        groups = tuple(draw_scored(session))
+        write_collected(own, groups, describe(session))
+    _use(session, groups)
+
+
+def describe(session: Session) -> dict[str, Any]:
+    """What answers depend on besides the prompts: who writes, and how."""
+    sampling = session.recipe.sampling
+    settings = {"group_size", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop"}
+    return {
+        "policy": fingerprint(session.policy.model), "model": session.recipe.model.path, "seed": session.recipe.seed,
+        "sampling": sampling.model_dump(include=settings), "rewards": list(session.rewards.names),
+    }  # fmt: skip
+
+
+def draw_scored(session: Session, *, score: bool = True) -> list[Group]:
+    """`sampling.group_size` answers to every training prompt, scored."""
+    recipe = session.recipe
+    session.progress.begin("answering the training prompts")
+    drawn = session.rollout(
+        [group.prompt for group in session.train], recipe.sampling.group_size, recipe.sampling, seed=recipe.seed,
+        policy_version=0, progress=session.progress.tick,
+    )  # fmt: skip
+    if not score:
+        return drawn
+    return list(session.score(drawn, step=0)[0])
+
+
+def draw(recipe: Recipe, *, base_dir: Path | None) -> tuple[list[Group], Mapping[str, Any]]:
+    """Load the recipe's model and let it answer its prompts; nothing is scored. For people to rate.
+
+    Returns:
+        The groups, and what `collected.jsonl` says of their origin.
+
+    Raises:
+        PreftuneError: as a run of the recipe would.
+    """
+    from preftune.train.session import Session
+
+    with Progress(recipe.name) as progress:
+        session = Session.open(recipe, functions=(), base_dir=base_dir, progress=progress)
+        try:
+            return draw_scored(session, score=False), describe(session)
+        finally:
+            session.close()
+
+
+def _use(session: Session, groups: Sequence[Group]) -> None:
+    method, recipe = session.method, session.recipe
+    assert method.keeps is not None
+    kept = method.keeps(groups, recipe)
+    answers = [c for group in groups for c in group.completions]
+    scores = [c.score for c in answers if c.score is not None]
+    if not kept:
+        raise DataError(
+            f"of {len(groups)} prompts with {len(answers)} answers none is left to train on: {_why(session)}"
+        )
+    if method.own_words and any(c.logprobs is None for group in kept for c in group.completions):
+        raise DataError(
+            f"method {method.name} needs the log-probs that answers were drawn with, and some of {recipe.collect.path} "
+            "have none; use a file that preftune human export and import made"
+        )
+    trained = sum(len(group.completions) for group in kept)
+    mean = fmean(scores) if scores else 0.0
+    session.data_metrics |= {"collected/score": mean, "collected/prompts_kept": len(kept) / len(groups)}
+    session.notes.append(
+        f"collected: {len(answers)} answers to {len(groups)} prompts, mean score {mean:.4g}; {len(kept)} prompts and "
+        f"{trained} answers are trained on"
+    )
+    session.retrain_on(kept)
+
+
+def _why(session: Session) -> str:
+    if session.method.compares == "pairs":
+        return (
+            "no two answers to one prompt differ in score by more than collect.margin "
+            f"{session.recipe.collect.margin:g}; lower it, raise sampling.group_size or sampling.temperature, or give "
+            "graded rewards"
+        )
+    if session.recipe.collect.min_score is not None:
+        return f"no answer reaches collect.min_score {session.recipe.collect.min_score:g}; lower it"
+    return "no answer has a score"
