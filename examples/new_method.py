@@ -18,15 +18,17 @@ from torch import Tensor
 
 import preftune
 from preftune.losses import Additive, Denominators, LossOutput, TokenBatch, aggregate
-from preftune.methods import Method, register
+from preftune.methods import Evidence, Method, register
 from preftune.records import Group
 from preftune.train import RunResult
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(2, 9) for b in range(2, 9)]
 
 
-def best_of_group(groups: Sequence[Group], recipe: preftune.Recipe) -> Tensor:
-    """The signal: 1 for the first best completion of each group, 0 for the others; 0 for all where all are equal."""
+def best_of_group(groups: Sequence[Group], recipe: preftune.Recipe, evidence: Evidence) -> Tensor:
+    """The signal: 1 for the first best completion of each group, 0 for the others; 0 for all where all are equal.
+
+    `evidence` has what a signal may read besides scores (log-probs, values, …); this one needs nothing of it."""
     weights: list[float] = []
     for group in groups:
         scores = group.scores

@@ -239,7 +239,9 @@ class PolicyConfig(Strict):
     kl_target: float | None = Field(
         None, gt=0, description="kl: reward: β adapts until the KL of a completion is near this many nats"
     )
-    kl_horizon: int = Field(10_000, ge=1, description="kl_target: completions over which β may double or so")
+    kl_horizon: int = Field(
+        10_000, ge=1, description="kl_target: completions over which β changes by about a fifth at most"
+    )
     sampler_cap: float | None = Field(
         2.0, gt=0, description="truncated importance sampling: weight min(π_trainer / π_sampler, this); null: off"
     )

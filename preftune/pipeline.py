@@ -12,7 +12,7 @@ from typing import Any
 from preftune.config import Pipeline, Recipe
 from preftune.errors import PreftuneError, UsageError
 from preftune.recipes import dump
-from preftune.report import write_model_card, write_report
+from preftune.report import write_model_card, write_report, write_rounds
 from preftune.train.dry_run import dry_run as describe
 from preftune.train.folder import check_same_recipe, open_folder, write_json, write_text
 from preftune.train.loop import run
@@ -131,6 +131,7 @@ def _run_stage(
 def _report(folder: Path) -> None:
     """Write the report; a report that can't be written must not take the run's result with it."""
     try:
+        write_rounds(folder)
         path = write_report(folder)
     except (PreftuneError, OSError, ValueError, KeyError) as error:
         print(
@@ -146,7 +147,7 @@ def _with_stages_resolved(recipe: Recipe, folder: Path, names: set[str]) -> Reci
     rewards = []
     for index, reward in enumerate(recipe.rewards):
         given = reward.args.get("path")
-        if reward.name == "reward-model" and isinstance(given, str) and given.startswith(STAGE):
+        if reward.name in ("reward-model", "judge") and isinstance(given, str) and given.startswith(STAGE):
             there = _final(recipe, f"rewards.{index}.args.path", given, folder, names)
             reward = reward.model_copy(update={"args": {**reward.args, "path": str(there)}})
         rewards.append(reward)

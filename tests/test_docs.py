@@ -68,7 +68,8 @@ RIGHT: dict[str, Any] = {
 @pytest.mark.parametrize(
     "name",
     ["docs/methods/grpo.md", "docs/methods/sft.md", "docs/methods/dpo.md", "docs/methods/kto.md",
-     "docs/methods/reward.md", "docs/recipes.md", "docs/sampling.md"],
+     "docs/methods/reward.md", "docs/methods/ppo.md", "docs/methods/iterative-dpo.md", "docs/methods/rft.md",
+     "docs/methods/human.md", "docs/recipes.md", "docs/sampling.md"],
 )  # fmt: skip
 def test_recipes_and_parts_of_them_resolve(name: str) -> None:
     found = re.findall(r"^ *```yaml\n(.*?)^ *```", read(name), re.MULTILINE | re.DOTALL)
@@ -100,16 +101,18 @@ def test_flags_and_fields_exist() -> None:
 
 def test_presets_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| `([\w-]+)`(?: \(default\))? \|(.+)\|$", read("docs/methods/grpo.md"), re.MULTILINE)
-    told = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows if len(cells.split("|")) == 7}
+    told = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows if len(cells.split("|")) == 8}
     assert set(told) == set(PRESETS)
 
     def number(text: str) -> float:
         return float(text.strip())
 
-    for name, (advantage, ratio, clip, aggregate, beta, _, _) in told.items():
+    for name, (advantage, ratio, clip, aggregate, beta, also, _, _) in told.items():
         kind, _, bounds = clip.replace(",", "").partition(" ")
         low, high = (None, number(bounds.split()[-1])) if kind == "cispo" else map(number, bounds.split("/"))
-        said = Objective(advantage, ratio, kind, low, high, aggregate, number(beta.split(",")[0]))  # type: ignore[arg-type]
+        weight, _, kl = beta.partition(", ")
+        more = {field: number(value) for field, value in re.findall(r"`(\w+)` ([\d.]+)", also)}
+        said = Objective(advantage, ratio, kind, low, high, aggregate, number(weight), kl or "k3", **more)  # type: ignore[arg-type]
         assert said == PRESETS[name], name
 
 
@@ -167,6 +170,35 @@ def test_defaults_are_those_of_the_code() -> None:
         if (section, field) == ("policy", "beta"):
             found = PRESETS["grpo"].beta
         assert yaml.safe_load(str(found).lower()) == yaml.safe_load(value) or float(found) == float(value), field
+
+
+def test_defaults_of_ppo_are_those_of_the_code() -> None:
+    recipe = resolve({**RIGHT, "method": "ppo"}).stages[0]
+    table = read("docs/methods/ppo.md").partition("## Settings that matter")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)\.(\w+)` \| `?([\w.\-]+)`? \|", table, re.MULTILINE)
+    assert len(rows) >= 10
+    for section, field, value in rows:
+        found = getattr(getattr(recipe, section), field)
+        if section == "policy" and found is None:
+            found = getattr(PRESETS["ppo"], field)
+        assert yaml.safe_load(json.dumps(found)) == yaml.safe_load(value), f"{section}.{field}"
+
+
+def test_every_method_is_told_apart() -> None:
+    text = read("docs/choosing.md")
+    for name in METHODS:
+        assert re.search(rf"^\| \[`{name}`\]\(methods/[\w-]+\.md\) \|", text, re.M), name
+
+
+def test_metrics_of_signals_and_losses_are_defined() -> None:
+    """Every name under which the training code logs something stands in metrics.md."""
+    text = read("docs/metrics.md")
+    sources = [*(ROOT / "preftune" / "losses").glob("*.py"), *(ROOT / "preftune" / "train").glob("*.py"),
+               ROOT / "preftune" / "rewards" / "critic.py", ROOT / "preftune" / "rewards" / "critic_learning.py"]  # fmt: skip
+    heads = "value|kl|reward|resample|sampler|collected|gmpo|critic|ratio|clip|diversity|length|tokens|rewards|logprobs"
+    for source in sources:
+        for name in re.findall(rf'"((?:{heads})/[a-z_0-9]+)"', source.read_text(encoding="utf-8")):
+            assert f"`{name}`" in text, f"{source.name}: {name}"
 
 
 def test_tolerances_are_those_of_the_certificate() -> None:

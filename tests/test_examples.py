@@ -17,6 +17,7 @@ import yaml
 
 import preftune
 from preftune.config import SamplingConfig, TokensConfig
+from preftune.methods import Evidence
 from preftune.records import Completion, Group, Message, Prompt
 from preftune.tokens import TokenContract
 from tests import tiny
@@ -168,7 +169,7 @@ def test_new_method(example: Callable[[str], ModuleType], model: str, tmp_path: 
     group = Group(Prompt((1,), ""), tuple(Completion((1,), (True,), score=score) for score in (0.0, 2.0, 2.0, 1.0)))
     dead = Group(Prompt((1,), ""), (Completion((1,), (True,), score=3.0),) * 2)
     recipe: Any = None
-    assert new.best_of_group([group, dead], recipe).tolist() == [0, 1, 0, 0, 0, 0]
+    assert new.best_of_group([group, dead], recipe, Evidence()).tolist() == [0, 1, 0, 0, 0, 0]
 
     from preftune.losses import Denominators, TokenBatch
 

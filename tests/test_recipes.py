@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from preftune.config import Recipe
 from preftune.errors import UsageError
+from preftune.methods import METHODS
 from preftune.recipes import dump, load_recipe, resolve
 from preftune.recipes.schema import leaves
 from preftune.recipes.yamltext import dump_yaml, parse
@@ -250,6 +251,181 @@ def test_on_adapter_is_asked_for_before_the_first_stage_runs() -> None:
     assert "stage warm ends in a whole model, not an adapter" in error_of(raw)
 
 
+# ---- rounds
+
+ROUNDS: dict[str, Any] = {
+    "name": "whole",
+    "model": {"path": "some/model"},
+    "data": {"path": "rows.jsonl"},
+    "train": {"steps": 3},
+    "stages": [
+        {"name": "rm", "method": "reward"},
+        {
+            "name": "dpo", "method": "iterative-dpo", "repeat": 3,
+            "rewards": [{"name": "reward-model", "args": {"path": "stage:rm"}}],
+        },
+    ],
+}  # fmt: skip
+LORA: dict[str, Any] = {"path": "some/model", "lora": {"r": 4}}
+
+
+def _models(raw: dict[str, Any], *fields: str) -> list[tuple[Any, ...]]:
+    return [tuple(getattr(stage.model, field) for field in fields) for stage in resolve(raw).stages]
+
+
+def test_a_repeated_recipe_becomes_rounds_of_one_folder() -> None:
+    raw = {**SMALL, "method": "rft", "rewards": [{"name": "exact"}], "name": "mine", "output": "there", "repeat": 3}
+    pipeline = resolve(raw)
+    assert (pipeline.name, pipeline.output) == ("mine", "there")
+    assert [(s.name, s.output, s.repeat, s.model.path) for s in pipeline.stages] == [
+        ("round-1", None, 1, "some/model"),
+        ("round-2", None, 1, "stage:round-1"),
+        ("round-3", None, 1, "stage:round-2"),
+    ]
+    assert len({(s.seed, s.eval, s.train, s.sampling) for s in map(_frozen, pipeline.stages)}) == 1
+    assert [stage.name for stage in resolve({**raw, "repeat": 1}).stages] == ["mine"]
+
+
+def _frozen(recipe: Recipe) -> Any:
+    return type("R", (), {name: str(getattr(recipe, name)) for name in ("seed", "eval", "train", "sampling")})
+
+
+def test_a_repeated_stage_becomes_stages_and_a_reference_to_it_means_its_last_round() -> None:
+    raw = copy.deepcopy(ROUNDS)
+    raw["stages"][1:1] = [{"name": "sft", "method": "sft", "repeat": 2}]
+    raw["stages"][2]["model"] = {"path": "stage:sft", "reference_path": "stage:sft"}
+    raw["stages"].append({
+        "name": "last", "method": "ppo", "model": {"path": "stage:dpo", "reference_path": "stage:sft"},
+        "rewards": [{"name": "reward-model", "args": {"path": "stage:rm"}}], "value": {"path": "stage:rm"},
+    })  # fmt: skip
+    stages = resolve(raw).stages
+    assert [(s.name, s.model.path, s.model.reference_path) for s in stages] == [
+        ("rm", "some/model", None),
+        ("sft-1", "some/model", None),
+        ("sft-2", "stage:sft-1", None),
+        ("dpo-1", "stage:sft-2", "stage:sft-2"),
+        ("dpo-2", "stage:dpo-1", "stage:sft-2"),
+        ("dpo-3", "stage:dpo-2", "stage:sft-2"),
+        ("last", "stage:dpo-3", "stage:sft-2"),
+    ]
+    assert stages[-1].value.path == "stage:rm"
+    assert {s.rewards[0].args["path"] for s in stages[3:]} == {"stage:rm"}
+    # a reward model that is trained in rounds is its last one
+    raw["stages"][0]["repeat"] = 2
+    stages = resolve(raw).stages
+    assert stages[-1].rewards[0].args["path"] == stages[-1].value.path == "stage:rm-2"
+
+
+def test_rounds_of_all_weights() -> None:
+    previous = [("some/model", None, None), ("stage:dpo-1", None, None), ("stage:dpo-2", None, None)]
+    raw = copy.deepcopy(ROUNDS)
+    fields = ("path", "on_adapter", "reference_path")
+    assert _models(raw, *fields)[1:] == previous  # DPO compares with the model as it starts: the round before
+    raw["stages"][1]["collect"] = {"reference": "first"}
+    assert _models(raw, *fields)[1:] == [
+        ("some/model", None, None), ("stage:dpo-1", None, "some/model"), ("stage:dpo-2", None, "some/model"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "reference", "first", "later"),
+    [
+        # on_adapter, reference, reference_path of the first round and of later ones
+        (LORA, "previous", (None, None, None), ("continue", "start", None)),
+        (LORA, "first", (None, None, None), ("continue", "base", None)),
+        ({**LORA, "on_adapter": "fresh"}, "first", ("fresh", None, None), ("continue", "base", None)),
+        ({**LORA, "on_adapter": "stack"}, "previous", ("stack", None, None), ("continue", "start", None)),
+        ({**LORA, "on_adapter": "stack"}, "first", ("stack", None, None), ("continue", None, "some/model")),
+        ({"path": "some/model", "on_adapter": "continue", "reference": "start"}, "first",
+         ("continue", "start", None), ("continue", None, "some/model")),
+        ({"path": "some/model", "on_adapter": "continue", "reference": "start"}, "previous",
+         ("continue", "start", None), ("continue", "start", None)),
+    ],
+)  # fmt: skip
+def test_rounds_of_an_adapter(model: dict[str, Any], reference: str, first: Any, later: Any) -> None:
+    raw = copy.deepcopy(ROUNDS)
+    raw["stages"][1] |= {"model": model, "collect": {"reference": reference}}
+    found = _models(raw, "on_adapter", "reference", "reference_path")[1:]
+    assert found == [first, later, later]
+
+
+@pytest.mark.parametrize("reference", ["previous", "first"])
+def test_rounds_after_a_merge(reference: str) -> None:
+    """The first round ends in a whole model, the second puts an adapter on it, which the third trains further."""
+    raw = copy.deepcopy(ROUNDS)
+    raw["stages"][1] |= {"model": {**LORA, "on_adapter": "merge"}, "collect": {"reference": reference}}
+    first = reference == "first"
+    assert _models(raw, "on_adapter", "reference", "reference_path")[1:] == [
+        ("merge", None, None),
+        (None, None, "some/model" if first else None),
+        ("continue", None if first else "start", "some/model" if first else None),
+    ]
+
+
+def test_answers_from_a_file_serve_the_first_round_alone() -> None:
+    raw = copy.deepcopy(ROUNDS)
+    raw["stages"][1]["collect"] = {"path": "drawn.jsonl", "margin": 0.5}
+    found = [(s.collect.path, s.collect.margin) for s in resolve(raw).stages[1:]]
+    assert found == [("drawn.jsonl", 0.5), (None, 0.5), (None, 0.5)]
+    one = {**SMALL, "method": "rft", "collect": {"path": "drawn.jsonl"}}
+    assert resolve(one).stages[0].rewards == []
+    assert "rewards: method rft needs at least one reward" in error_of({**one, "repeat": 2})
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(
+    "model",
+    [{"path": "some/model"}, LORA, *({**LORA, "on_adapter": mode} for mode in ("merge", "stack", "fresh", "continue"))],
+    ids=["whole", "lora", "merge", "stack", "fresh", "continue"],
+)
+def test_rounds_of_every_method_written_out_load_back_equal(tmp_path: Path, method: str, model: dict[str, Any]) -> None:
+    raw: dict[str, Any] = {**SMALL, "method": method, "model": model, "repeat": 3}
+    if METHODS[method].scored:
+        raw["rewards"] = [{"name": "exact"}]
+    if method == "gmpo" and "lora" not in model:
+        raw["gmpo"] = {"critic": {"kind": "none"}, "answers": "data"}
+    needs_reference = METHODS[method].needs_reference(Recipe.model_validate({**raw, **METHODS[method].defaults}))
+    if model.get("on_adapter") == "continue" and needs_reference:
+        raw["model"] = {**model, "reference": "start"}
+    others = [{"collect": {"reference": "first"}}, {"loss": {"name": "simpo"}}] if method == "iterative-dpo" else []
+    for more in ({}, *others):
+        if "loss" in more and "reference" in raw["model"]:
+            continue  # simpo has none
+        pipeline = resolve({**raw, **more})
+        path = tmp_path / "recipe.yaml"
+        path.write_text(dump(pipeline), encoding="utf-8")
+        assert load_recipe(path) == pipeline
+
+
+def test_rounds_do_not_take_another_stages_name() -> None:
+    raw = copy.deepcopy(ROUNDS)
+    raw["stages"][0]["name"] = "dpo-2"
+    raw["stages"][1]["rewards"][0]["args"]["path"] = "stage:dpo-2"
+    assert "stages.dpo.repeat: its rounds are stages dpo-1, …, and a stage is named dpo-2 already" in error_of(raw)
+
+
+def test_a_judge_may_be_an_earlier_stages_model() -> None:
+    raw = copy.deepcopy(STAGED)
+    raw["stages"][1]["rewards"] = [{"name": "judge", "args": {"path": "stage:warm", "mode": "pointwise"}}]
+    assert resolve(raw).stages[1].rewards[0].args["path"] == "stage:warm"
+    raw["stages"][1]["rewards"][0]["args"]["path"] = "stage:wrm"
+    assert "stage:wrm names no earlier stage; did you mean stage:warm?" in error_of(raw)
+    raw["stages"][1]["rewards"] = [{"name": "reward-model", "args": {"path": "stage:warm"}}]
+    assert "stage warm trains with sft, so it is no reward model" in error_of(raw)
+    raw["stages"][0] = {"name": "warm", "method": "reward"}
+    raw["stages"][1]["model"] = {"path": "m"}
+    raw["stages"][1]["rewards"][0]["name"] = "judge"
+    assert "stage warm trains a reward model, which writes no verdicts" in error_of(raw)
+
+
+def test_a_flag_reaches_every_round_and_repeat_is_one() -> None:
+    overrides = {"dpo.repeat": "2", "dpo.train.steps": "7", "model.path": "other", "dpo.rewards.0.weight": "2"}
+    rm, one, two = resolve(ROUNDS, overrides).stages
+    assert (rm.model.path, one.model.path, two.model.path) == ("other", "other", "stage:dpo-1")
+    assert (rm.train.steps, one.train.steps, two.train.steps) == (3, 7, 7)
+    assert [s.rewards[0].args["path"] for s in (one, two)] == ["stage:rm", "stage:rm"]
+
+
 # ---- overrides
 
 
@@ -465,6 +641,98 @@ def test_what_a_recipe_must_be(change: dict[str, Any], message: str) -> None:
     assert message in error_of({**SMALL, **change})
 
 
+EXACT: list[dict[str, Any]] = [{"name": "exact"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "grpo", "value": {"gamma": 0.9}}, "value.gamma: only advantages by GAE train a value head"),
+        ({"method": "sft", "collect": {"keep": 2}}, "collect.keep: method sft collects no answers before training"),
+        ({"method": "iterative-dpo", "collect": {"keep": 2}}, "collect.keep: method iterative-dpo does not read it"),
+        ({"method": "rft", "collect": {"margin": 1}}, "collect.margin: method rft does not read it; remove it"),
+        ({"method": "rft", "policy": {"preset": "dapo"}}, "policy.preset: method rft takes no policy gradient"),
+        ({"method": "dpo", "policy": {"overlong": 0.5}}, "policy.overlong: method dpo samples nothing to train on"),
+        ({"method": "human", "policy": {"resample": 2}}, "policy.resample: people's scores are taken as they are"),
+        ({"method": "gmpo", "policy": {"beta": 0.1}}, "policy.beta: method gmpo has an objective of its own, in gmpo"),
+        ({"method": "grpo", "gmpo": {"buffer": 3}}, "gmpo.buffer: method grpo does not read it; remove it"),
+        ({"method": "grpo", "gmpo": {"critic": {"every": 3}}}, "gmpo.critic: method grpo does not read it; remove it"),
+        ({"method": "ppo", "human": {"low": -1}}, "human.low: method ppo does not read it; remove it"),
+        ({"method": "iterative-dpo", "train": {"steps": 1, "minibatches": 2}}, "train.minibatches: parts a batch that"),
+        ({"method": "dpo", "sampling": {"group_size": 2}}, "sampling.group_size: method dpo does not read it"),
+        ({"method": "rft", "train": {"steps": 1, "reference_cache": "x"}}, "method rft keeps no log-probs of a fixed"),
+        ({"method": "sft", "model": {"path": "m", "reference_path": "x"}}, "method sft compares with no reference"),
+        (
+            {"method": "grpo", "model": {"path": "m", "reference_path": "x"}},
+            "model.reference_path: method grpo with beta 0 compares with no reference; remove it",
+        ),
+        (
+            {"method": "iterative-dpo", "loss": {"name": "simpo"}, "model": {"path": "m", "reference_path": "x"}},
+            "model.reference_path: loss simpo compares with no reference; remove it",
+        ),
+        ({"method": "ppo", "policy": {"advantage": "group-std"}}, "for another advantage use method grpo"),
+        ({"method": "ppo", "value": {"lora": {"r": 2}}}, "value.lora: the value head has an adapter only beside"),
+        ({"method": "human", "policy": {"advantage": "gae"}}, "people score whole answers, and gae needs a value head"),
+        ({"method": "grpo", "policy": {"resample": 2}, "sampling": {"group_size": 1}}, "a group of one has none"),
+        ({"method": "grpo", "policy": {"kl_target": 3}}, "policy.kl_target: adapts the β of kl: reward"),
+        (
+            {"method": "grpo", "policy": {"combine": "normalize", "preset": "dapo"}},
+            "policy.combine: normalize reads each reward's own value, from which overlong takes nothing off",
+        ),
+        (
+            {"method": "grpo", "policy": {"combine": "normalize", "missing_eos_penalty": 1}},
+            "from which missing_eos_pen",
+        ),
+        ({"method": "grpo", "policy": {"combine": "normalize", "preset": "rloo"}}, "from which kl takes nothing off"),
+        ({"method": "gmpo"}, "model.lora: gmpo's critic and policy are two adapters on one frozen base"),
+        ({"method": "iterative-dpo", "loss": {"center": 0.1}}, "loss.center: has no meaning with loss dpo"),
+        ({"method": "ppo", "value": {"path": "stage:x"}}, "value.path: stage:x names no earlier stage"),
+        ({"method": "human", "human": {"low": 5, "high": 5}}, "low 5 must be under high 5"),
+    ],
+)
+def test_fields_that_a_method_does_not_read_are_refused_with_a_reason(change: dict[str, Any], message: str) -> None:
+    rewards = {"rewards": EXACT} if METHODS[change["method"]].scored else {}
+    assert message in error_of({**SMALL, **rewards, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "rft", "policy": {"overlong": 0.5, "missing_eos_penalty": 1.0}, "rewards": EXACT},
+        {"method": "iterative-dpo", "policy": {"missing_eos_score": -1.0}, "rewards": EXACT},
+        {"method": "grpo", "policy": {"combine": "normalize", "preset": "rloo", "kl": "k3"}, "rewards": EXACT},
+        {"method": "grpo", "policy": {"advantage": "gae"}, "value": {"gamma": 0.9}, "rewards": EXACT},
+        {"method": "human", "policy": {"preset": "dr-grpo", "advantage": "group-mean"}, "collect": {"path": "x.jsonl"}},
+        {"method": "gmpo", "gmpo": {"critic": {"kind": "none"}, "answers": "data"}, "policy": {"overlong": 0.2}},
+        {"method": "ppo", "model": {"path": "m", "lora": {}, "reference_path": "x"}, "rewards": EXACT,
+         "value": {"lora": {"r": 2}}},
+        {"method": "gmpo", "model": {"path": "m", "on_adapter": "continue", "reference": "start"}},
+    ],
+)  # fmt: skip
+def test_fields_that_a_method_reads_are_taken(change: dict[str, Any]) -> None:
+    assert resolve({**SMALL, **change}).stages[0].method == change["method"]
+
+
+def test_a_judge_that_compares_can_not_measure_lone_answers() -> None:
+    judge = {"name": "judge", "args": {"path": "j"}}
+    raw = {**SMALL, "method": "grpo", "rewards": [judge]}
+    assert resolve(raw).stages[0].rewards[0].name == "judge"
+    raw["eval"] = {"holdout": 3}
+    assert "rewards.0.args.mode: a pairwise judge compares answers to one prompt, and eval draws one" in error_of(raw)
+    pointwise = {"name": "judge", "args": {"path": "j", "mode": "pointwise"}}
+    for rewards in ([pointwise], [judge, pointwise], [judge, {"name": "exact"}]):
+        assert resolve({**raw, "rewards": rewards}).stages[0].eval.holdout == 3
+    assert "rewards.0.args.mode" in error_of({**raw, "rewards": [judge, {"name": "exact", "weight": 0}]})
+
+
+def test_what_a_stage_inherits_may_be_meant_for_another() -> None:
+    raw = copy.deepcopy(ROUNDS)
+    raw |= {"collect": {"margin": 0.5}, "policy": {"overlong": 0.2}}
+    assert [stage.collect.margin for stage in resolve(raw).stages] == [0.5] * 4
+    raw["stages"][0]["collect"] = {"margin": 0.25}
+    assert "stages.rm.collect.margin: method reward collects no answers before training" in error_of(raw)
+
+
 def test_wrong_recipes_give_one_clear_message_each(tmp_path: Path) -> None:
     torture = _torture()
     assert resolve(torture.RIGHT).stages[0].train.steps == 5
@@ -576,6 +844,7 @@ def test_recipes_in_the_docs_resolve() -> None:
         ["run"],
         ["warm-up", "rl"],
         ["sft", "dpo"],
+        ["reward", "dpo-1", "dpo-2", "dpo-3"],
     ]
 
 

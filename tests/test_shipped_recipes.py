@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,7 +89,8 @@ def test_every_recipe_loads_and_names_its_command(path: Path) -> None:
     pipeline = load_recipe(path)
     assert pipeline.stages
     text = path.read_text(encoding="utf-8")
-    assert f"preftune run recipes/{path.name}" in text
+    command = "human export" if pipeline.stages[0].method == "human" else "run"
+    assert f"preftune {command} recipes/{path.name}" in text
 
 
 def test_the_gsm8k_recipe_follows_its_source() -> None:
@@ -312,3 +314,116 @@ def test_the_plain_recipes_run(small_model: Path, tmp_path: Path) -> None:
         assert main(["run", str(ROOT / "recipes" / f"{name}.yaml"), *flags, *small]) == 0
         summary = json.loads((output / "summary.json").read_text())
         assert (summary["status"], summary["steps"]) == ("finished", 2 if name == "sft" else 1)
+
+
+def test_the_seeds_ppo_recipe_is_a_reward_model_and_ppo_on_one_base() -> None:
+    """Seed 004: SmolLM-135M-Instruct, human-like answers; a model card with greedy answers of up to 256 tokens."""
+    reward, ppo = load_recipe(ROOT / "recipes" / "ppo-smollm.yaml").stages
+    assert (reward.method, ppo.method) == ("reward", "ppo")
+    for stage in (reward, ppo):
+        assert stage.model.path == "HuggingFaceTB/SmolLM-135M-Instruct" and stage.model.lora is not None
+        assert (stage.data[0].path, stage.data[0].chat) == ("HumanLLMs/Human-Like-DPO-Dataset", True)
+    assert (reward.seed, reward.data, reward.eval.holdout) == (ppo.seed, ppo.data, ppo.eval.holdout)
+    assert ppo.rewards[0].args == {"path": "stage:reward"}
+    assert (ppo.eval.max_tokens, ppo.eval.temperature, ppo.log.stop_on_collapse) == (256, 0.0, True)
+    # METHODS section 2: the numbers of PPO
+    assert (ppo.train.updates_per_batch, ppo.train.minibatches, ppo.train.adam_eps) == (4, 2, 1e-5)
+    assert (ppo.policy.beta, ppo.policy.missing_eos_penalty) == (0.05, 1.0)
+    assert (ppo.value.gamma, ppo.value.lam, ppo.value.clip, ppo.value.coefficient) == (1.0, 0.95, 0.2, 0.1)
+
+
+TEMPLATE = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+
+
+def _small(data: Path, model: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "--model.path", str(model), "--data.path", str(data), "--output", str(output), "--tokens.chat_template",
+        TEMPLATE, "--train.batch_size", "4", "--eval.holdout", "3", "--eval.max_tokens", "8", "--sampling.max_tokens",
+        "8", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [
+        {"prompt": f"How many pens has Ann {i}?", "chosen": f"Ann has {i} pens.", "rejected": "None."}
+        for i in range(11)
+    ]
+    return _write(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def ppo_run(small_model: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("ppo") / "run"
+    flags = _small(pairs_file, small_model, output, "--ppo.train.steps", "2", "--ppo.eval.every", "1")
+    assert main(["ppo", str(ROOT / "recipes" / "ppo-smollm.yaml"), *flags]) == 0
+    return output
+
+
+def test_the_seeds_ppo_recipe_runs_on_a_file(ppo_run: Path) -> None:
+    notes = json.loads((ppo_run / "ppo" / "summary.json").read_text())["notes"]
+    said = " ".join(notes)
+    assert "an adapter on the policy's own base, no second copy of the weights" in said
+    assert "value head: an adapter on the policy's base, started from" in said
+    steps = [line["metrics"] for line in _lines(ppo_run / "ppo" / "metrics.jsonl") if line["kind"] == "train"]
+    assert len(steps) == 2
+    names = {"value/loss", "value/explained_variance", "kl/sequence", "kl/beta", "reward/penalty", "grad_norm/value"}
+    assert all(names <= set(metrics) for metrics in steps)
+    # A cut answer loses 1 of its score, and the reward model is normalised: both are in the recipe.
+    for metrics in steps:
+        penalty = metrics["length/truncated"]
+        assert metrics["reward/penalty"] == pytest.approx(penalty)
+        assert metrics["reward/mean"] == pytest.approx(metrics["reward/reward-model"] - penalty, abs=1e-5)
+    # Both stages hold the same prompts out, and the card shows answers to them.
+    card = (ppo_run / "ppo" / "README.md").read_text(encoding="utf-8")
+    assert "## Use" in card and "## Samples" in card and "Prompt (validation row" in card
+    assert (ppo_run / "report.html").stat().st_size > 10_000
+
+
+def test_the_plain_ppo_recipe_runs_with_a_reward_model_from_a_folder(
+    ppo_run: Path, small_model: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    prompts = _write(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in _lines(pairs_file)])
+    flags = _small(prompts, small_model, tmp_path / "run", "--train.steps", "1")
+    reward = ["--rewards.0.args.path", str(ppo_run / "reward" / "final"), "--policy.kl_target", "6"]
+    assert main(["ppo", str(ROOT / "recipes" / "ppo.yaml"), *flags, *reward]) == 0
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-1" / "state.json").read_text())
+    assert "beta" in json.dumps(state)  # the adapted β goes on after a resume
+
+
+def test_the_recipe_of_rounds_runs_on_a_file(
+    small_model: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
+    output = tmp_path / "run"
+    flags = _small(pairs_file, small_model, output, "--rounds.collect.margin", "0", "--train.epochs", "1")
+    assert main(["iterative-dpo", str(ROOT / "recipes" / "iterative-dpo.yaml"), *flags]) == 0
+    assert json.loads((output / "pipeline.json").read_text())["stages"] == [
+        "reward", "rounds-1", "rounds-2", "rounds-3",
+    ]  # fmt: skip
+    rounds = [json.loads((output / f"rounds-{k}" / "summary.json").read_text()) for k in (1, 2, 3)]
+    for one, other in pairwise(rounds):  # a round begins with what the one before ended with
+        before, after = other["before"]["validation"]["reward/mean"], one["after"]["validation"]["reward/mean"]
+        assert before["value"] == pytest.approx(after["value"], abs=1e-4)
+    for k in (1, 2, 3):
+        collected = _lines(output / f"rounds-{k}" / "collected.jsonl")
+        assert collected[0]["groups"] == 8 and len(collected[1]["completions"]) == 4
+        steps = [line for line in _lines(output / f"rounds-{k}" / "metrics.jsonl") if line["kind"] == "train"]
+        # DPO's reference is the round's own start, so its first step knows nothing yet.
+        assert steps[0]["metrics"]["loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_the_recipes_of_rft_and_dapo_run_on_a_file(small_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Tell {i} plus 1.", "answer": str(i + 1)} for i in range(11)]
+    data = _write(tmp_path / "rows.jsonl", rows)
+    # A barely trained model solves nothing, so these rewards are of form.
+    form = ["--rewards.0.name", "length", "--rewards.0.args", "{at_most: 3, ramp: 9, unit: chars}"]
+    flags = _small(data, small_model, tmp_path / "rft", "--collect.min_score", "null", "--train.epochs", "1", *form)
+    assert main(["rft", str(ROOT / "recipes" / "rft.yaml"), *flags]) == 0
+    notes = json.loads((tmp_path / "rft" / "summary.json").read_text())["notes"]
+    assert any(note.startswith("collected: 64 answers to 8 prompts") for note in notes)
+
+    flags = _small(data, small_model, tmp_path / "dapo", "--train.steps", "1", "--sampling.group_size", "4")
+    assert main(["grpo", str(ROOT / "recipes" / "grpo-dapo.yaml"), *flags]) == 0
+    (line,) = [line for line in _lines(tmp_path / "dapo" / "metrics.jsonl") if line["kind"] == "train"]
+    assert {"resample/rounds", "resample/prompts", "resample/missing", "reward/penalty"} <= set(line["metrics"])

@@ -26,6 +26,9 @@ _ESSENTIAL: dict[str, Any] = {
 }
 """What every recipe must say, with an example; written without a comment sign."""
 
+_ALSO: dict[str, dict[str, Any]] = {"gmpo": {"model.lora.r": 16, "model.lora.alpha": 32.0}}
+"""What else a recipe of one method must say: GMPO's policy and critic are two adapters on one base."""
+
 _EXAMPLE: dict[str, Any] = {
     "data.columns.*.from": "answer",
     "data.responses.from": "responses",
@@ -77,7 +80,7 @@ def execute(arguments: list[str]) -> int:
 def template(method: str) -> str:
     """A recipe for `method`: essential fields with examples, other fields that it reads commented out with defaults."""
     row = METHODS[method]
-    essential = {**_ESSENTIAL, "method": method}
+    essential = {**_ESSENTIAL, "method": method, **_ALSO.get(method, {})}
     if not row.scored:
         del essential["rewards.name"]
     head = [
@@ -110,8 +113,16 @@ def _section(
     model: type[BaseModel], path: tuple[str, ...], indent: int, comment_at: int | None, shown: _Shown
 ) -> Iterator[_Line]:
     for key, info in keys_of(model).items():
-        if ".".join((*path, key)) not in shown.unread:
+        if not _left_out((*path, key), info, shown):
             yield from _field((*path, key), info, indent, comment_at, shown)
+
+
+def _left_out(path: tuple[str, ...], info: FieldInfo, shown: _Shown) -> bool:
+    """Whether the method reads nothing of a field: neither the field itself nor, of a section, any part."""
+    section = model_of(info.annotation)
+    parts = keys_of(section) if section is not None else {}
+    inner = (_left_out((*path, key), part, shown) for key, part in parts.items())
+    return ".".join(path) in shown.unread or (bool(parts) and all(inner))
 
 
 def _field(

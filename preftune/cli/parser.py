@@ -9,7 +9,17 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from preftune.config import Recipe
 from preftune.errors import UsageError
 from preftune.recipes.overrides import check_flag
-from preftune.recipes.schema import Leaf, expected, is_dict, is_list, leaves, model_of, nearest, without_none
+from preftune.recipes.schema import (
+    Leaf,
+    by_last_part,
+    expected,
+    is_dict,
+    is_list,
+    leaves,
+    model_of,
+    nearest,
+    without_none,
+)
 from preftune.recipes.yamltext import dump_yaml
 
 TRUTH = {"true", "false", "yes", "no", "on", "off", "1", "0"}
@@ -45,9 +55,9 @@ class Parser(argparse.ArgumentParser):
 
     def suggest(self, name: str) -> str:
         """The nearest flag to `name`, by its whole name or its last part (`--learning_rate`)."""
-        close = nearest(name, self.flags, cutoff=0.75)
+        last = by_last_part(self.flags)
+        close = last.get(name.lstrip("-")) or nearest(name, self.flags, cutoff=0.75)
         if close is None:
-            last = {flag.rsplit(".", 1)[-1]: flag for flag in reversed(self.flags)}
             tail = nearest(name.lstrip("-"), [part for part in last if not part.startswith("-")], cutoff=0.75)
             close = last[tail] if tail else None
         return f"did you mean {close}?" if close else f"{self.prog} --help lists all"

@@ -62,8 +62,8 @@ def write_collected(path: Path, groups: Sequence[Group], about: Mapping[str, Any
         head = _line({"collected": VERSION, "about": dict(about), "groups": len(groups), "sha256": digest})
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"{path}: a score or a column of a prompt can't be written as JSON ({error}); leave the column out, or mend "
-            "what gives the number"
+            f"{path}: a score or a column of a prompt can't be written as JSON ({error}); leave the column out, or "
+            "mend what gives the number"
         ) from error
     temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
     try:

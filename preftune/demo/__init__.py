@@ -8,12 +8,12 @@ from preftune.errors import UsageError
 
 __all__ = ["METHODS", "run_demo"]
 
-METHODS = ("grpo", "dpo", "kto", "reward")
+METHODS = ("grpo", "dpo", "kto", "reward", "ppo", "iterative-dpo", "gmpo")
 """Methods that have a demo."""
 
 
 def run_demo(method: str = "grpo", *, output: Path, seed: int = 0, quick: bool = False) -> int:
-    """Run the demo of a method: sums in words for grpo, the chat task for dpo, kto and reward.
+    """Run the demo of a method: sums in words for grpo and gmpo, the chat task for the others.
 
     Args:
         output: folder for everything; it must not exist.
@@ -30,8 +30,15 @@ def run_demo(method: str = "grpo", *, output: Path, seed: int = 0, quick: bool =
         from preftune.demo.grpo import run
 
         return run(output=output, seed=seed, quick=quick)
-    from preftune.demo import preferences
+    if method == "gmpo":
+        from preftune.demo import gmpo
 
+        return gmpo.run(output=output, seed=seed, quick=quick)
+    from preftune.demo import acting, preferences
+
+    for acts in acting.METHODS:
+        if method == acts:
+            return acting.run(acts, output=output, seed=seed, quick=quick)
     for known in preferences.METHODS:
         if method == known:
             return preferences.run(known, output=output, seed=seed, quick=quick)

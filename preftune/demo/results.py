@@ -1,6 +1,7 @@
 """`make results`: the demos over three seeds with their controls, written to docs/results.md.
 
-python -m preftune.demo.results [grpo dpo kto reward] [--seeds 0 1 2] [--output FOLDER] [--page FILE] [--quick]
+python -m preftune.demo.results [grpo presets dpo kto reward ppo iterative-dpo gmpo]
+    [--seeds 0 1 2] [--output FOLDER] [--page FILE] [--quick]
 
 With some methods named, only their sections of the page are written anew.
 """
@@ -18,12 +19,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from preftune.demo import METHODS, preferences, results_chat
+from preftune.demo import acting, preferences, results_acting, results_chat, results_presets
 from preftune.demo.arithmetic import problems, write_rows
 from preftune.demo.base import CARRY_SHARE, STEPS, Teacher, build_base
 from preftune.demo.grpo import ACCURACY, GRPO_STEPS, TEST_ROWS, WELL_FORMED_REWARD, grpo_recipe, write_task
 from preftune.errors import UsageError
 from preftune.intervals import Interval, mean_interval, paired_difference
+
+SECTIONS = ("grpo", "presets", "dpo", "kto", "reward", "ppo", "iterative-dpo", "gmpo")
+"""Sections of the page, in order: a demo each, and the GRPO presets side by side."""
 
 ROWS_PER_STEP = 128
 """Rows per step of the SFT control: as many texts as GRPO trains on in a step (16 prompts × 8 completions)."""
@@ -136,12 +140,12 @@ def section(results: Mapping[int, Mapping[str, Arm]], machine: str, *, seconds: 
 def page(old: str, new: Mapping[str, Sequence[str]], *, quick: bool) -> str:
     """docs/results.md: the sections of `old`, between marks that a reader does not see, with the new ones in their
     places. What stands outside the marks is written anew."""
-    found = dict(re.findall(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", old, re.DOTALL))
+    found = dict(re.findall(r"<!-- begin ([\w-]+) -->\n(.*?)<!-- end \1 -->", old, re.DOTALL))
     found |= {name: "\n".join(["", *lines, "", ""]) for name, lines in new.items()}
     head = "# Results of the demos\n\nWritten by `make results`; do not edit."
     if quick:
         head += " **A quick smoke: nothing is learnt in it.**"
-    parts = [f"<!-- begin {name} -->\n{found[name]}<!-- end {name} -->" for name in METHODS if name in found]
+    parts = [f"<!-- begin {name} -->\n{found[name]}<!-- end {name} -->" for name in SECTIONS if name in found]
     return "\n\n".join([head, *parts]) + "\n"
 
 
@@ -166,16 +170,16 @@ def _text(interval: Interval) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(METHODS)} (default all)")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(SECTIONS)} (default all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/results"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--quick", action="store_true", help="a few steps of each arm, to see that all parts work")
     options: Any = parser.parse_args(arguments)
-    methods = options.methods or METHODS
+    methods = options.methods or SECTIONS
     try:
-        if unknown := [name for name in methods if name not in METHODS]:
-            raise UsageError(f"there is no demo for {unknown[0]}; there are demos for {', '.join(METHODS)}")
+        if unknown := [name for name in methods if name not in SECTIONS]:
+            raise UsageError(f"there is no demo for {unknown[0]}; there are demos for {', '.join(SECTIONS)}")
         if options.output.exists() and any(options.output.iterdir()):
             raise UsageError(f"{options.output} exists already; remove it or name another folder with --output")
         new = _sections(methods, options)
@@ -206,6 +210,27 @@ def _sections(methods: Sequence[str], options: Any) -> dict[str, list[str]]:
             for seed in options.seeds
         }
         new |= {method: results_chat.section(method, chats, machine) for method in chosen}
+    if "presets" in methods:
+        found = {
+            s: results_presets.run_seed(options.output / "presets" / str(s), s, quick=options.quick)
+            for s in options.seeds
+        }
+        new["presets"] = results_presets.section(found, machine)
+    acts = [method for method in acting.METHODS if method in methods]
+    if acts:
+        acted = {
+            seed: results_acting.run_seed(options.output / "acting" / str(seed), seed, acts, quick=options.quick)
+            for seed in options.seeds
+        }
+        for act in acts:
+            new[act] = results_acting.section(act, {seed: arms[act] for seed, arms in acted.items()}, machine)
+    if "gmpo" in methods:
+        from preftune.demo import results_gmpo
+
+        judged = {
+            s: results_gmpo.run_seed(options.output / "gmpo" / str(s), s, quick=options.quick) for s in options.seeds
+        }
+        new["gmpo"] = results_gmpo.section(judged, machine)
     return new
 
 

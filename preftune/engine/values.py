@@ -1,8 +1,8 @@
 """Scalar heads beside a policy: a value for every token, or a score for every completion.
 
 Two kinds, one interface. A **shared** head stands on an adapter of its own over the policy's frozen base and runs
-through the policy's engine; a **separate** one is a whole reward model with an engine of its own. Either reads the packs
-of the policy's engine.
+through the policy's engine; a **separate** one is a whole reward model with an engine of its own. Either reads the
+packs of the policy's engine.
 """
 
 from __future__ import annotations

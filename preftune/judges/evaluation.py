@@ -44,6 +44,7 @@ class Evaluation:
     Attributes:
         pairs: in the data's order. questions: what the judge was asked, `verdicts` what it said, one each.
         asked_in: for each pair the index of its question.
+        places: for each question the places of its answers in their row.
         agreement: the measures.
         bad_rows: rows that the source's `on_bad_row: skip` left out.
     """
@@ -52,6 +53,7 @@ class Evaluation:
     questions: tuple[Question, ...]
     verdicts: tuple[Verdict, ...]
     asked_in: tuple[int, ...]
+    places: tuple[tuple[int, ...], ...]
     agreement: Agreement
     bad_rows: int
 
@@ -66,11 +68,15 @@ class Evaluation:
         }  # fmt: skip
         line["votes"] = [
             {
-                "shown": list(vote.shown), "vote": vote.number, "problem": vote.problem, "cached": vote.cached,
-                "scores": None if vote.scores is None else list(vote.scores), "text": vote.text,
+                "shown": [self.places[question][answer] for answer in vote.shown],
+                "vote": vote.number,
+                "scores": None if vote.scores is None else list(vote.scores),
+                "problem": vote.problem,
+                "cached": vote.cached,
+                "text": vote.text,
             }
             for vote in self.verdicts[question].votes
-        ]  # fmt: skip
+        ]
         return line
 
 
@@ -117,32 +123,35 @@ def evaluate(
     """
     rows, bad_rows = _rows(config, base_dir)
     chosen = _chosen(rows, config.limit)
-    questions: list[Question] = []
-    # row, pair, its question, and where the two stand among the question's answers
-    places: list[tuple[_Row, tuple[int, int], int, tuple[int, int]]] = []
+    sheets: list[tuple[_Row, tuple[int, ...]]] = []  # what each question shows
+    wanted: list[tuple[tuple[int, int], int]] = []  # pairs, and the question that decides each
     for row, pairs in chosen:
         if config.judge.mode == "pairwise":
-            for pair in pairs:
-                places.append((row, pair, len(questions), (0, 1)))
-                questions.append(_question(row, pair))
+            wanted += [(pair, len(sheets) + n) for n, pair in enumerate(pairs)]
+            sheets += [(row, pair) for pair in pairs]
         else:
-            shown = sorted({answer for pair in pairs for answer in pair})
-            at = {answer: place for place, answer in enumerate(shown)}
-            places += [(row, pair, len(questions), (at[pair[0]], at[pair[1]])) for pair in pairs]
-            questions.append(_question(row, shown))
+            wanted += [(pair, len(sheets)) for pair in pairs]
+            sheets.append((row, tuple(sorted({answer for pair in pairs for answer in pair}))))
+    questions = [_question(row, shown) for row, shown in sheets]
     with Judge(config.judge, backend) as judge:
         verdicts = judge.judge(questions, progress)
         usage, cost = judge.usage, judge.cost
         complaint = judge.complaint() if usage.failed else ""
     if usage.replies and usage.failed == usage.replies:
         raise JudgeError(complaint)
-    judged = tuple(_judged(row, pair, verdicts[index], at_) for row, pair, index, at_ in places)
-    owner = {index: row.prompt for row, _, index, _ in places}
-    asked = [Asked(owner[index], verdict.votes) for index, verdict in enumerate(verdicts)]
+    judged = tuple(_judged(*sheets[index], pair, verdicts[index]) for pair, index in wanted)
+    asked = [Asked(row.prompt, verdict.votes) for (row, _), verdict in zip(sheets, verdicts, strict=True)]
     left_out = len(rows) - len([row for row in rows if row.pairs])
     agreement = measure(judged, asked, without_pairs=left_out, usage=usage, cost=cost, complaint=complaint)
-    asked_in = tuple(index for _, _, index, _ in places)
-    return Evaluation(judged, tuple(questions), tuple(verdicts), asked_in, agreement, bad_rows)
+    return Evaluation(
+        pairs=judged,
+        questions=tuple(questions),
+        verdicts=tuple(verdicts),
+        asked_in=tuple(index for _, index in wanted),
+        places=tuple(shown for _, shown in sheets),
+        agreement=agreement,
+        bad_rows=bad_rows,
+    )
 
 
 def _rows(config: EvaluationConfig, base_dir: Path | None) -> tuple[list[_Row], int]:
@@ -215,7 +224,8 @@ def _question(row: _Row, answers: Sequence[int]) -> Question:
     return Question(row.content, tuple(row.answers[n] for n in answers), row.reference, row.where)
 
 
-def _judged(row: _Row, pair: tuple[int, int], verdict: Verdict, at: tuple[int, int]) -> JudgedPair:
+def _judged(row: _Row, shown: tuple[int, ...], pair: tuple[int, int], verdict: Verdict) -> JudgedPair:
+    at = [shown.index(answer) for answer in pair]
     better, worse = (verdict.scores[place] for place in at)
     problem = verdict.problems[at[0]] or verdict.problems[at[1]]
     return JudgedPair(

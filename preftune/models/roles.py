@@ -12,7 +12,8 @@ to the base, so it acts under every role.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,9 @@ class Role:
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The adapter's weights, in a fixed order; their names hold the role's."""
-        part = f".{self.name}."
-        return [(n, p) for n, p in self.policy.model.named_parameters() if part in f"{n}."]
+        # by peft's part of the name: the base may have modules called `value` of its own
+        mine = re.compile(rf"\.lora_\w+\.{re.escape(self.name)}(\.|$)")
+        return [(n, p) for n, p in self.policy.model.named_parameters() if mine.search(n)]
 
     @contextmanager
     def acting(self, *, train: bool = False) -> Iterator[Any]:
@@ -106,7 +108,8 @@ class RewardAdapter:
 
 
 def read_reward_adapter(path: str) -> RewardAdapter | None:
-    """The adapter beside a reward model that `preftune reward` trained with LoRA; None where there is none.
+    """The adapter beside a reward model that `preftune reward` trained with LoRA; None where there is none, or one of
+    a kind that rank and alpha do not tell all of (a continued adapter may be rank-stabilised, say).
 
     Raises:
         ModelError: its adapter_config.json is damaged.
@@ -121,9 +124,20 @@ def read_reward_adapter(path: str) -> RewardAdapter | None:
             r=settings["r"], alpha=settings["lora_alpha"], dropout=settings["lora_dropout"],
             targets=settings["target_modules"],
         )  # fmt: skip
-        return RewardAdapter(folder, str(settings["base_model_name_or_path"]), settings.get("revision"), lora)
+        found = RewardAdapter(folder, str(settings["base_model_name_or_path"]), settings.get("revision"), lora)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} is damaged: {first_line(str(error))}") from error
+    return found if _is_plain(settings, lora) else None
+
+
+def _is_plain(settings: Mapping[str, Any], lora: LoraConfig) -> bool:
+    """Whether these settings of peft's are those of an adapter that `add_role` makes, but for what is its owner's."""
+    usual = lora_settings(lora).to_dict()
+    owners = {
+        "base_model_name_or_path", "revision", "task_type", "modules_to_save", "inference_mode", "target_modules",
+        "fan_in_fan_out", "auto_mapping", "peft_version",
+    }  # fmt: skip
+    return all((value or None) == (usual.get(name) or None) for name, value in settings.items() if name not in owners)
 
 
 def shareable(path: str, policy: Policy) -> RewardAdapter | None:
@@ -133,8 +147,9 @@ def shareable(path: str, policy: Policy) -> RewardAdapter | None:
     found = read_reward_adapter(path)
     if found is None:
         return None
-    base = policy.model.peft_config[TRAINED].base_model_name_or_path
-    return found if same_model(found.base, str(base)) else None
+    mine = policy.model.peft_config[TRAINED]
+    same = same_model(found.base, str(mine.base_model_name_or_path))
+    return found if same and (found.base_revision or "main") == (mine.revision or "main") else None
 
 
 def same_model(one: str, other: str) -> bool:
@@ -164,14 +179,18 @@ def put_reward(policy: Policy, name: str, source: RewardAdapter) -> tuple[Role, 
         raise ModelError(f"{source.folder} has no single reward head: {', '.join(heads) or 'none'}")
     body = {key: value for key, value in weights.items() if "lora_" in key}
     flags = [(parameter, parameter.requires_grad) for parameter in policy.model.parameters()]
-    result = set_peft_model_state_dict(policy.model, body, adapter_name=name)
+    misfit = f"the reward adapter in {source.folder} does not fit {policy.config.path}"
+    try:
+        result = set_peft_model_state_dict(policy.model, body, adapter_name=name)
+    except RuntimeError as error:  # other shapes
+        raise ModelError(f"{misfit}: {first_line(str(error))}") from error
     for parameter, flag in flags:
         parameter.requires_grad_(flag)
     missing = [key for key in getattr(result, "missing_keys", ()) if f".{name}." in f"{key}."]
     unexpected = list(getattr(result, "unexpected_keys", ()))
     if missing or unexpected:
         raise ModelError(
-            f"the reward adapter in {source.folder} does not fit {policy.config.path}: {len(missing)} weights missing, "
-            f"{len(unexpected)} without a place ({sorted(missing + unexpected)[0]})"
+            f"{misfit}: {len(missing)} weights missing, {len(unexpected)} without a place "
+            f"({sorted(missing + unexpected)[0]})"
         )
     return role, next(iter(heads.values()))[0].float().to(policy.device)

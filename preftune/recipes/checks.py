@@ -38,6 +38,7 @@ def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterat
     """Yields (stage index, path, message) for everything wrong. `has_functions`: rewards come as functions too."""
     if not _NAME.fullmatch(pipeline.name):
         yield 0, ("name",), f"got {pipeline.name!r}; {_NAME_RULE}"
+    yield from _round_names(pipeline)
     unread = [_unread(recipe) for recipe in pipeline.stages]
     for index, recipe in enumerate(pipeline.stages):
         earlier = {stage.name: stage for stage in pipeline.stages[:index]}
@@ -45,6 +46,7 @@ def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterat
             *_method(recipe),
             *_length(recipe),
             *_rewards(recipe, has_functions),
+            *_lone_answers(recipe, has_functions),
             *_policy(recipe),
             *_loss(recipe),
             *_measuring(recipe),
@@ -61,6 +63,15 @@ def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterat
             )
             if not meant:
                 yield index, path, message
+
+
+def _round_names(pipeline: Pipeline) -> Iterator[tuple[int, Path, str]]:
+    """Rounds are stages NAME-1, NAME-2, …, so no other stage may have such a name."""
+    names = {stage.name for stage in pipeline.stages}
+    for index, stage in enumerate(pipeline.stages):
+        rounds = {f"{stage.name}-{k}" for k in range(1, stage.repeat + 1)} if stage.repeat > 1 else set()
+        for name in sorted(rounds & names):
+            yield index, ("repeat",), f"its rounds are stages {stage.name}-1, …, and a stage is named {name} already"
 
 
 def _value(recipe: Recipe, path: Path) -> Any:
@@ -90,7 +101,9 @@ def _rewards(recipe: Recipe, has_functions: bool) -> Iterator[tuple[Path, str]]:
     from preftune.rewards.builtins import make_builtin
 
     method = METHODS.get(recipe.method)
-    if method is not None and needs_rewards(recipe) and not recipe.rewards and not has_functions:
+    # A file of scored answers serves the first round; the policies of later ones answer anew.
+    later = method is not None and method.scored and method.completions == "collected" and recipe.repeat > 1
+    if method is not None and (later or needs_rewards(recipe)) and not recipe.rewards and not has_functions:
         yield (
             ("rewards",),
             f"method {recipe.method} needs at least one reward: a built-in ({', '.join(BUILTINS)}), "
@@ -111,6 +124,21 @@ def _rewards(recipe: Recipe, has_functions: bool) -> Iterator[tuple[Path, str]]:
             )
 
 
+def _lone_answers(recipe: Recipe, has_functions: bool) -> Iterator[tuple[Path, str]]:
+    """Measuring draws one answer per prompt, which a judge that compares has no score for."""
+    rows = recipe.eval
+    counting = [(index, reward) for index, reward in enumerate(recipe.rewards) if reward.weight]
+    if has_functions or not counting or not (rows.data or rows.test or rows.holdout):
+        return
+    modes = [reward.args.get("mode", "pairwise") if reward.name == "judge" else "" for _, reward in counting]
+    if all(mode in ("pairwise", "listwise") for mode in modes):
+        yield (
+            ("rewards", counting[0][0], "args", "mode"),
+            f"a {modes[0]} judge compares answers to one prompt, and eval draws one answer to each; give a reward beside "
+            "it that scores an answer alone (a pointwise judge, a rule), or no eval rows",
+        )
+
+
 def _policy(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     from preftune.methods import objective
 
@@ -128,6 +156,19 @@ def _policy(recipe: Recipe) -> Iterator[tuple[Path, str]]:
             ("policy", "advantage"),
             "people score whole answers, and gae needs a value head trained beside; remove it",
         )
+    if recipe.policy.combine == "normalize":
+        taken_off = {
+            "missing_eos_penalty": recipe.policy.missing_eos_penalty > 0.0,
+            "missing_eos_score": recipe.policy.missing_eos_score is not None,
+            "overlong": chosen.overlong > 0.0,
+            "kl": chosen.kl == "reward" and chosen.beta > 0.0,
+        }
+        for name in (name for name, given in taken_off.items() if given):
+            yield (
+                ("policy", "combine"),
+                f"normalize reads each reward's own value, from which {name} takes nothing off; switch one of them off, "
+                "or give the penalty as a reward",
+            )
     if chosen.resample and recipe.sampling.group_size == 1:
         yield ("policy", "resample"), "replaces groups without spread, and a group of one has none; set it to 0"
     whole = recipe.model.lora is None and recipe.model.on_adapter != "continue"
@@ -161,7 +202,7 @@ def _loss(recipe: Recipe) -> Iterator[tuple[Path, str]]:
 
 def _unread(recipe: Recipe) -> dict[Path, str]:
     """Fields that were given and that this method never looks at, and why."""
-    from preftune.methods import METHODS
+    from preftune.methods import METHODS, preference
     from preftune.recipes.reads import given_unread
 
     method = METHODS.get(recipe.method)
@@ -174,7 +215,9 @@ def _unread(recipe: Recipe) -> dict[Path, str]:
     except UsageError:
         return out  # the loss or the policy is wrong, and said so above
     if not compares:
-        instead = recipe.loss.name or recipe.policy.preset
+        instead = f"method {recipe.method} with beta 0"
+        if method.compares is not None:
+            instead = f"loss {preference(recipe).name}"
         for section, field in (
             ("train", "reference_logprobs"), ("train", "reference_cache"), ("model", "reference_path"),
         ):  # fmt: skip
@@ -229,13 +272,17 @@ def _references(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Pa
             yield ("model", "path"), f"stage {before.name} trains a reward model, which writes no text"
     for index, reward in enumerate(recipe.rewards):
         value = reward.args.get("path")
-        if reward.name != "reward-model" or not isinstance(value, str) or not value.startswith(STAGE_REF):
+        if reward.name not in ("reward-model", "judge") or not isinstance(value, str):
+            continue
+        if not value.startswith(STAGE_REF):
             continue
         place: Path = ("rewards", index, "args", "path")
         yield from _unknown_stage(place, value, earlier)
         before = earlier.get(value.removeprefix(STAGE_REF))
-        if before is not None and before.method != "reward":
+        if before is not None and before.method != "reward" and reward.name == "reward-model":
             yield place, f"stage {before.name} trains with {before.method}, so it is no reward model (method reward)"
+        elif before is not None and before.method == "reward" and reward.name == "judge":
+            yield place, f"stage {before.name} trains a reward model, which writes no verdicts; use name: reward-model"
 
 
 def _unknown_stage(place: Path, value: str, earlier: dict[str, Recipe]) -> Iterator[tuple[Path, str]]:

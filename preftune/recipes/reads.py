@@ -27,7 +27,7 @@ def unread(row: Method, recipe: Recipe | None = None) -> dict[str, str]:
 
     add(f"loss.{field}" for field in LossConfig.model_fields if field not in _loss_fields(row))
     add(*_policy_fields(row, recipe))
-    if name not in ("grpo", "ppo") or (recipe is not None and not objective(recipe.policy).needs_values):
+    if name != "ppo" and (name != "grpo" or recipe is None or not objective(recipe.policy).needs_values):
         add(["value"], "only advantages by GAE train a value head (method ppo, or policy.advantage: gae)")
     add(*_collect_fields(row))
     if name != "human":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from preftune.config import Recipe
+from preftune.methods import METHODS
 
 STAGE_REF = "stage:"
 
@@ -27,27 +28,35 @@ def expand(recipes: Sequence[Recipe], *, staged: bool) -> list[Recipe]:
             continue
         stem = recipe.name if staged else "round"
         names = [f"{stem}-{k}" for k in range(1, recipe.repeat + 1)]
-        before: str | None = None
-        for name in names:
-            out.append(_round(recipe, name, before, staged))
-            before = name
+        for number, name in enumerate(names):
+            out.append(_round(recipe, name, names[:number], staged))
         last[recipe.name] = names[-1]
     return out
 
 
-def _round(recipe: Recipe, name: str, before: str | None, staged: bool) -> Recipe:
+def _round(recipe: Recipe, name: str, before: Sequence[str], staged: bool) -> Recipe:
+    """`before`: the names of the rounds before."""
     changes = {"name": name, "repeat": 1, "output": recipe.output if staged else None}
-    if before is None:
+    if not before:
         return recipe.model_copy(update=changes)
-    model = recipe.model
-    adapter = model.on_adapter == "continue" or (model.lora is not None and model.on_adapter != "merge")
+    model, method = recipe.model, METHODS[recipe.method]
+    # A merged adapter makes the first round end in a whole model; the second puts a new adapter on that. A reward model
+    # is always saved whole.
+    merged = (model.on_adapter == "merge" and len(before) == 1) or method.reads == "scores"
+    adapter = not merged and (model.on_adapter == "continue" or model.lora is not None)
+    compares = method.needs_reference(recipe)
     if recipe.collect.path is not None:  # answers of the first round's policy are not those of the next one's
         changes["collect"] = recipe.collect.model_copy(update={"path": None})
     first = recipe.collect.reference == "first"
-    update: dict[str, object] = {"path": STAGE_REF + before, "revision": None, "on_adapter": None, "reference": None}
+    update: dict[str, object] = {
+        "path": STAGE_REF + before[-1],
+        "revision": None,
+        "on_adapter": None,
+        "reference": None,
+    }
     if adapter:
-        update |= {"on_adapter": "continue", "reference": "start"}
-    if first and model.reference_path is None:
+        update |= {"on_adapter": "continue", "reference": "start" if compares else None}
+    if first and compares and model.reference_path is None:
         if adapter and model.on_adapter in (None, "fresh"):
             update["reference"] = "base"
         else:

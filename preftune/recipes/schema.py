@@ -155,6 +155,18 @@ def leaves(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[Lea
             yield from leaves(inner, (*path, "*") if is_dict(info.annotation) else path)
 
 
+_OF_ONE_METHOD = frozenset({"value", "collect", "human", "gmpo"})
+
+
+def by_last_part(names: Iterable[str]) -> dict[str, str]:
+    """Last part of each dotted name → the name that is most likely meant by it: the first one, and one of a section
+    that every method reads before one of a section of its own (`train.learning_rate`, not `value.learning_rate`)."""
+    out: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: name.lstrip("-").split(".")[0] in _OF_ONE_METHOD):
+        out.setdefault(name.rsplit(".", 1)[-1], name)
+    return out
+
+
 def suggestion(model: type[BaseModel], path: Path, key: str, root: type[BaseModel], also: Iterable[str] = ()) -> str:
     """Remedy for an unknown `key` in the section `model` at `path`: the nearest name there, else anywhere, else all.
 
@@ -164,7 +176,7 @@ def suggestion(model: type[BaseModel], path: Path, key: str, root: type[BaseMode
     close = nearest(key, here)
     if close:
         return f"did you mean {dotted((*path, close))}?"
-    everywhere = {leaf.path[-1]: leaf.name for leaf in leaves(root)}
+    everywhere = by_last_part(leaf.name for leaf in leaves(root))
     far = nearest(key, everywhere, cutoff=0.8)
     if far:
         return f"did you mean {everywhere[far]}?"

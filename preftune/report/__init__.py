@@ -2,5 +2,6 @@
 
 from preftune.report.card import write_model_card
 from preftune.report.html import write_report
+from preftune.report.rounds import write_rounds
 
-__all__ = ["write_model_card", "write_report"]
+__all__ = ["write_model_card", "write_report", "write_rounds"]

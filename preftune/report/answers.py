@@ -67,7 +67,12 @@ def loss_of(run: Run) -> Preference | None:
     """The recipe's loss on preferences, its own β over the default; None for other methods and unknown names."""
     section = run.recipe.get("loss")
     given: Mapping[str, Any] = section if isinstance(section, dict) else {}
-    known = {"kto": {"kto": KTO}, "reward": {"bradley-terry": BRADLEY_TERRY}, "dpo": PREFERENCE_LOSSES}.get(run.method)
+    known = {
+        "kto": {"kto": KTO},
+        "reward": {"bradley-terry": BRADLEY_TERRY},
+        "dpo": PREFERENCE_LOSSES,
+        "iterative-dpo": PREFERENCE_LOSSES,
+    }.get(run.method)
     chosen = (known or {}).get(str(given.get("name") or next(iter(known or {}), "")))
     beta = as_number(given.get("beta"))
     if chosen is None or beta is None:

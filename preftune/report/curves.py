@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from preftune.intervals import Interval
-from preftune.report.plans import PARTS_NOTE, PARTS_TITLE, PLANNED, Plan, plans
+from preftune.report.plans import PARTS_NOTE, PARTS_TITLE, PLANNED, TABLED, Plan, plans
 from preftune.report.preference_words import title
 from preftune.report.read import Run
 from preftune.report.words import is_share, main_metric
@@ -35,7 +35,7 @@ def reward_parts(names: Iterable[str]) -> list[str]:
 def constant_metrics(run: Run) -> dict[str, float]:
     """Train metrics that never moved over two steps or more: a sentence says so better than a flat line."""
     values = {name: {value for _, value in points} for name, points in run.train.items() if len(points) > 1}
-    return {name: next(iter(seen)) for name, seen in values.items() if len(seen) == 1}
+    return {name: next(iter(seen)) for name, seen in values.items() if len(seen) == 1 and not name.startswith(TABLED)}
 
 
 def charts(run: Run) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def charts(run: Run) -> list[dict[str, Any]]:
         if plan.names == ("reward/mean",) and parts:
             out.append(_train_chart(run, PARTS_TITLE, parts, PARTS_NOTE))
     for name in moving:
-        if name not in PLANNED and name not in parts:
+        if name not in PLANNED and name not in parts and not name.startswith(TABLED):
             out.append(_train_chart(run, title(run, name), [name], f"Logged as {name}."))
     time = _time_chart(run)
     if time:
@@ -106,7 +106,7 @@ def _joined_evals(placed: Placed, marks: list[dict[str, Any]]) -> list[dict[str,
             split = _curve_split(run)
             points = [(s + offset, m[metric]) for s, m in sorted(run.evals.get(split, {}).items()) if metric in m]
             if points:
-                series.append(_interval_series(f"{name} ({split})", points, position))
+                series.append(interval_series(f"{name} ({split})", points, position))
                 shares.append(is_share(run, metric, [interval for _, interval in points]))
                 splits[split] = None
         if series:
@@ -246,7 +246,7 @@ def _eval_charts(run: Run) -> list[dict[str, Any]]:
         series = []
         for color, name in enumerate(names):
             points = [(step, metrics[name]) for step, metrics in sorted(by_step.items()) if name in metrics]
-            series.append(_interval_series(title(run, name), points, color))
+            series.append(interval_series(title(run, name), points, color))
         rows = max((step, m[name].n) for step, m in by_step.items() for name in names if name in m)[1]
         share = all(is_share(run, name, [m[name] for m in by_step.values() if name in m]) for name in names)
         note = f"On {rows:,} {split} rows, with 95\u00a0% intervals."
@@ -266,7 +266,7 @@ def _add_measured(run: Run, chart: dict[str, Any], metric: str) -> None:
         return
     for series in chart["series"]:
         series["name"] = "Training batches"
-    chart["series"].append(_interval_series(f"{split.capitalize()}, 95\u00a0% interval", points, 1))
+    chart["series"].append(interval_series(f"{split.capitalize()}, 95\u00a0% interval", points, 1))
 
 
 def _time_chart(run: Run) -> dict[str, Any] | None:
@@ -294,7 +294,7 @@ def _time_chart(run: Run) -> dict[str, Any] | None:
     return plain_chart("Time per stage", note, "stack", series, wide=True)
 
 
-def _interval_series(name: str, points: list[tuple[int, Interval]], color: int) -> dict[str, Any]:
+def interval_series(name: str, points: list[tuple[int, Interval]], color: int) -> dict[str, Any]:
     series = _series(name, [(step, interval.value) for step, interval in points], "line", color)
     series["low"] = [rounded(i.low if i.is_bounded else i.value) for _, i in points]
     series["high"] = [rounded(i.high if i.is_bounded else i.value) for _, i in points]
@@ -327,7 +327,10 @@ def plain_chart(
     best: int | None = None,
     marks: list[dict[str, Any]] | None = None,
     wide: bool = False,
+    unit: str = "step",
+    level: float | None = None,
 ) -> dict[str, Any]:
+    """A chart. `unit`: what x counts, in the label under the pointer; `level`: a height to draw a line at."""
     return {
         "title": heading,
         "note": note,
@@ -339,6 +342,8 @@ def plain_chart(
         "xlabel": "",
         "ylabel": "",
         "zero": False,
+        "unit": unit,
+        "level": level,
         "wide": wide or len({s["name"] for s in series if not s.get("unnamed")}) > LEGEND,
         "series": series,
     }

@@ -22,10 +22,12 @@ import plotly.offline
 from markupsafe import Markup, escape
 
 from preftune.errors import PreftuneError
-from preftune.report import preference_page, preference_words, samples, verdicts, words
+from preftune.report import gmpo, preference_page, preference_words, round_page, samples, verdicts, words
 from preftune.report.answers import read_whole
 from preftune.report.curves import charts, constant_metrics, joined_charts
+from preftune.report.notes import notes_of
 from preftune.report.read import Run, has_run, read_stages
+from preftune.report.rounds import all_series
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -61,12 +63,13 @@ def _run_page(run: Run) -> str:
     verdict, sentence, why = verdicts.headline(run, rows)
     seconds = (run.summary or {}).get("seconds")
     curves = charts(run)
-    pref = preference_page.section(run)
+    pref, critic = preference_page.section(run), gmpo.section(run)
     return _render(
         "report.html.j2",
-        curves + (pref.charts if pref else []),
+        curves + (pref.charts if pref else []) + (critic.charts if critic else []),
         curves=curves,
         pref=pref,
+        critic=critic,
         run=run,
         rows=rows,
         main=rows[0] if rows else None,
@@ -77,7 +80,8 @@ def _run_page(run: Run) -> str:
         reward=verdicts.trained_reward(run, rows),
         second=preference_words.second(rows),
         over_time=samples.over_time(run),
-        in_training=samples.in_training(run),
+        # GMPO's own section has the groups.
+        in_training=[] if critic and critic.groups else samples.in_training(run),
         seconds=_shares(seconds) if isinstance(seconds, dict) else [],
         constant=constant_metrics(run),
         manifest=run.manifest,
@@ -102,9 +106,13 @@ def _pipeline_page(folder: Path, title: str, names: list[str], status: str) -> s
         stages[-1] |= {"rows": rows, "link": f"{quote(name)}/report.html"}
     started = [(stage["name"], stage["run"]) for stage in stages if stage["run"] is not None]
     journey = _journey([stage for stage in stages if stage["run"] is not None])
+    parts = round_page.sections(all_series(folder, names, dict(started)))
+    curves = joined_charts(started)
     return _render(
         "pipeline.html.j2",
-        joined_charts(started),
+        curves + [chart for part in parts for chart in part.charts],
+        curves=curves,
+        parts=parts,
         name=title,
         status=status,
         stages=stages,
@@ -258,5 +266,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else _visible(value),
     )
+    environment.globals["notes_of"] = notes_of
     environment.filters |= {"num": words.number, "span": words.span, "code": _code}
     return environment

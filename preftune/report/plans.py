@@ -26,7 +26,7 @@ PLANS = (
     Plan(
         "Reward spread",
         ("reward/std",),
-        "Standard deviation inside a group, mean over groups. At 0 nothing is learned.",
+        "Standard deviation inside a group, mean over groups. At 0 comparing answers to one prompt teaches nothing.",
     ),
     Plan(
         "Groups without signal",
@@ -34,6 +34,58 @@ PLANS = (
         "Share of groups in which all completions got the same score.",
         percent=True,
     ),
+    Plan(
+        "Taken off the reward",
+        ("reward/penalty", "reward/kl_penalty"),
+        "Mean per completion: for a missing EOS or too great a length, and β times the KL to the reference.",
+    ),
+    Plan(
+        "Dynamic sampling",
+        ("resample/rounds", "resample/missing"),
+        "Further draws to replace groups without spread, and places of the batch that stayed without.",
+    ),
+    Plan(
+        "Prompts answered", ("resample/prompts",), "Prompts sampled for one step's batch, those thrown away included."
+    ),
+    Plan(
+        "Temperature τ",
+        ("gmpo/temperature",),
+        "Weights are exp(advantage / τ): the smaller τ, the more the best answers count.",
+    ),
+    Plan(
+        "Skipped groups",
+        ("gmpo/skipped_groups",),
+        "Share of groups whose scores lie too close together to learn from.",
+        percent=True,
+    ),
+    Plan("Weights of answers", ("gmpo/weight_max", "gmpo/weight_mean"), "Over answers that are not skipped."),
+    Plan(
+        "Answers that count",
+        ("gmpo/effective", "gmpo/capped"),
+        "Effective answers, (Σw)² / Σw², as a share of all; and the share of weights at their cap.",
+        percent=True,
+    ),
+    Plan(
+        "Critiques that can be read",
+        ("critic/parsed", "critic/retried", "critic/left_out", "critic/too_long", "critic/joint_parsed"),
+        "Shares. An answer whose second critique can't be read either is left out.",
+        percent=True,
+    ),
+    Plan(
+        "Critic against the truth",
+        ("critic/agreement", "critic/kept"),
+        "Of two answers of different truth, how often the better one gets the higher score (50 % is chance); and the "
+        "share of explanations on the truth's side, which alone are learnt from.",
+        percent=True,
+    ),
+    Plan(
+        "Critic's loss",
+        ("critic/loss", "critic/nll"),
+        "Cross-entropy of its scores plus the loss on kept explanations.",
+    ),
+    Plan("Critic's mean score", ("critic/reward",), "From 0 to 1, over the answers that have a critique."),
+    Plan("Length of critiques", ("critic/length",), "Tokens, mean."),
+    Plan("Lessons", ("gmpo/lessons",), "Lessons from critiques that stand before the question when sampling."),
     Plan(
         "Loss",
         ("loss",),
@@ -99,23 +151,49 @@ PLANS = (
         percent=True,
     ),
     Plan("Entropy", ("entropy",), "Mean entropy of the next-token distribution at completion tokens, in nats."),
+    Plan("KL to the reference", ("kl",), "Per token, in nats: how far the policy has moved from its start."),
     Plan(
-        "KL to the reference", ("kl",), "k3 estimate per token, in nats: how far the policy has moved from its start."
+        "KL of whole completions",
+        ("kl/sequence",),
+        "Mean over completions of Σ log π − log π₀, in nats: what the KL penalty is paid on.",
+    ),
+    Plan("β, the KL coefficient", ("kl/beta",), "It adapts where policy.kl_target is set."),
+    Plan(
+        "Explained variance",
+        ("value/explained_variance",),
+        "Of the returns, by the value head. 1: it knows them; 0: no better than a constant; below: it misleads.",
     ),
     Plan(
+        "Value loss",
+        ("value/loss", "value/error"),
+        "½ of the clipped squared error, and the squared error itself, mean over tokens.",
+        log=True,
+    ),
+    Plan("Mean value", ("value/mean",), "What the value head expects of the rest of a completion, mean over tokens."),
+    Plan(
         "Clipped tokens",
-        ("clip/low", "clip/high"),
-        "Share of tokens whose ratio hit the lower or upper clip.",
+        ("clip/low", "clip/high", "value/clipped"),
+        "Share of tokens whose ratio hit the lower or upper clip, or whose value did.",
         percent=True,
     ),
     Plan("Largest ratio", ("ratio/max",), "Largest importance ratio of the step; 1 with one update per batch."),
-    Plan("Gradient norm", ("grad_norm",), "Before clipping.", log=True),
+    Plan(
+        "Gradient norm",
+        ("grad_norm", "grad_norm/value", "grad_norm/critic"),
+        "Before clipping. Policy, value head and critic are clipped apart.",
+        log=True,
+    ),
     Plan("Learning rate", ("learning_rate",), "As the schedule set it.", own_axis=True),
     Plan(
         "Sampler against trainer",
         ("sampler/max_diff", "sampler/kl"),
         "Difference between the log-probs kept while sampling and those of the trainer, in nats.",
         log=True,
+    ),
+    Plan(
+        "Importance correction",
+        ("sampler/correction",),
+        "Largest |w − 1| of w = min(π trainer / π sampler, cap): how far sampler and trainer are apart on some token.",
     ),
     Plan(
         "Diversity",
@@ -141,6 +219,8 @@ PLANS = (
 PARTS_TITLE = "Reward, part by part"
 PARTS_NOTE = "Each reward's own mean, before its weight."
 PLANNED = {name for plan in PLANS for name in plan.names}
+TABLED = ("field/", "pass/")
+"""Beginnings of metrics that have a table, not a curve each."""
 
 
 def plans(names: Collection[str]) -> tuple[Plan, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from preftune.intervals import Interval
+from preftune.methods import METHODS
 from preftune.report import preference_charts, preference_words, words
 from preftune.report.answers import Answer, Measured, Place, area, compares, is_desirable, is_untouched
 from preftune.report.preferences import Cut, LengthRule, Pairs, calibration, cuts, find_pairs, length_rule, most
@@ -59,9 +60,15 @@ class Area:
 
 @dataclass(slots=True)
 class Section:
-    """What the template shows. `start`: before training all rewards were 0 by construction, so it has no column."""
+    """What the template shows.
+
+    Attributes:
+        collects: the run pairs the policy's own answers.
+        start: before training all rewards were 0 by construction, so it has no column.
+    """
 
     facts: list[str]
+    collects: bool = False
     split: str = ""
     step: str = ""
     start: bool = False
@@ -79,7 +86,9 @@ def section(run: Run) -> Section | None:
     """The section of a run that compares completions; None for other methods."""
     measured = run.answers
     if measured is None:
-        return Section(preference_words.facts(run)) if compares(run) is not None else None
+        if compares(run) is None:
+            return None
+        return Section(preference_words.facts(run), collects=METHODS[run.method].completions == "collected")
     pairs = find_pairs(run, measured)
     known = measured.after or measured.before
     out = Section(

@@ -28,7 +28,12 @@ Intervals = dict[str, dict[str, Interval]]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion that the run wrote down. `answer`: the true answer that its row came with, or empty."""
+    """One completion that the run wrote down.
+
+    Attributes:
+        answer: the true answer that its row came with, or empty.
+        notes: what rewards, judges and critics said of it: any JSON, by name.
+    """
 
     step: int
     split: str
@@ -40,6 +45,7 @@ class Sample:
     score: float | None
     breakdown: Mapping[str, float | None]
     answer: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,20 +140,20 @@ class Run:
     @property
     def notes(self) -> list[str]:
         """What the run had to say about itself: fallbacks and warnings."""
-        return [note for note in self._all_notes if not REWARD_PLACE.match(note) and not FACT.fullmatch(note)]
+        return [note for note in self.all_notes if not REWARD_PLACE.match(note) and not FACT.fullmatch(note)]
 
     @property
     def facts(self) -> list[str]:
         """Notes that warn of nothing: where the reference's log-probs came from, how labels are balanced."""
-        return [note for note in self._all_notes if FACT.fullmatch(note)]
+        return [note for note in self.all_notes if FACT.fullmatch(note)]
 
     @property
     def reward_places(self) -> list[str]:
         """Each reward with its weight and where it runs: facts, not warnings."""
-        return [note.removeprefix("reward ") for note in self._all_notes if REWARD_PLACE.match(note)]
+        return [note.removeprefix("reward ") for note in self.all_notes if REWARD_PLACE.match(note)]
 
     @property
-    def _all_notes(self) -> list[str]:
+    def all_notes(self) -> list[str]:
         notes = (self.summary or {}).get("notes")
         return [str(note) for note in notes] if isinstance(notes, list) else []
 
@@ -311,7 +317,7 @@ def _read_sample(run: Run, number: int, line: dict[str, Any]) -> None:
     if step is None or not isinstance(breakdown, dict):
         run.problems.append(f"samples.jsonl:{number} has no step or breakdown and is left out")
         return
-    length = as_number(line.get("length"))
+    length, notes = as_number(line.get("length")), line.get("notes")
     run.samples.append(
         Sample(
             step=int(step),
@@ -324,6 +330,7 @@ def _read_sample(run: Run, number: int, line: dict[str, Any]) -> None:
             score=as_number(line.get("score")),
             breakdown={str(name): as_number(value) for name, value in breakdown.items()},
             answer=_answer(line.get("columns")),
+            notes=notes if isinstance(notes, dict) else {},
         )
     )
 

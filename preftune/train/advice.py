@@ -3,8 +3,8 @@
 Each rule looks at the numbers of a step, together with the means of the last WINDOW steps and of the first ones
 (the baseline), and either holds or doesn't. It speaks once when it has held for its `patience` steps in a row, and
 again only after it has been clear for CLEAR steps. A step that lacks a rule's metrics leaves that rule untouched,
-so every method uses the same table. The rules are in `advice_rules` (all methods, and those that sample) and in
-`advice_fixed` (fixed data: preferences, labels, reward models).
+so every method uses the same table. The rules are in `advice_rules` (all methods, and those that sample), in
+`advice_policy` (PPO, dynamic sampling, GMPO) and in `advice_fixed` (fixed data: preferences, labels, reward models).
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ from statistics import fmean
 from typing import Any
 
 from preftune.train.advice_fixed import FIXED
+from preftune.train.advice_policy import POLICY
 from preftune.train.advice_rules import COLLAPSE_STOP, GENERAL, WINDOW, Rule
 
 KEPT = 21
 """Values remembered per metric: the current one and the 20 before it, for spikes."""
 CLEAR = 10
 
-RULES: tuple[Rule, ...] = (*GENERAL, *FIXED)
+RULES: tuple[Rule, ...] = (*GENERAL, *POLICY, *FIXED)
 
 WATCHED = (
     "loss", "nll", "grad_norm", "reward/mean", "reward/std", "reward/dead_groups", "length/mean", "length/truncated",
     "entropy", "kl", "clip/low", "clip/high", "ratio/max", "sampler/kl", "sampler/max_diff", "diversity/distinct_2",
     "diversity/shared_substring", "diversity/repetition", "logprobs/chosen", "logprobs/rejected", "length/chosen",
     "length/rejected", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy",
-    "rewards/accuracy_longer", "rewards/accuracy_shorter", "kl/raw",
+    "rewards/accuracy_longer", "rewards/accuracy_shorter", "kl/raw", "value/explained_variance", "value/clipped",
+    "value/loss", "kl/sequence", "reward/penalty", "resample/missing", "critic/parsed", "critic/agreement",
+    "critic/loss", "gmpo/effective", "gmpo/skipped_groups", "gmpo/temperature", "grad_norm/value", "grad_norm/critic",
 )  # fmt: skip
 """The metrics whose history rules read. One that is not a finite number is a cause by itself."""
 
@@ -66,13 +69,15 @@ class Watch:
 
     @property
     def collapsed(self) -> bool:
-        """True while all prompts have been getting the same text for COLLAPSE_STOP steps in a row.
+        """True while all prompts have been getting the same text for COLLAPSE_STOP steps; one that is free of it takes
+        one back.
 
         A step counts when both hold, as short answers share text such as "The answer is 7" in health too:
 
         - the longest text shared by completions of different prompts has at least SHARED_CHARS characters and at
           least SHARED_SHARE of the mean completion's length (`length/chars`, else CHARS_PER_TOKEN × `length/mean`);
-        - distinct bigrams across prompts are at most DISTINCT_DROP of what they were in the first WINDOW steps.
+        - distinct bigrams across prompts are at most DISTINCT_DROP of what they were in the first EARLY steps, or in
+          the first WINDOW ones, whichever is more.
 
         One text for B prompts has 1/B of distinct bigrams, so the second needs about four prompts per step. A policy
         that was so from the beginning isn't called collapsed: a learned boilerplate looks the same.
@@ -98,7 +103,7 @@ class Watch:
                 continue
             found = rule.check(self, finite)
             if found is None:
-                self._held[rule.name] = 0
+                self._held[rule.name] = 0 if rule.forgets else max(0, self._held.get(rule.name, 0) - 1)
                 self._clear[rule.name] = self._clear.get(rule.name, 0) + 1
                 if self._clear[rule.name] >= CLEAR and rule.name in self._active:
                     self._active.remove(rule.name)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from statistics import fmean, variance
 from typing import TYPE_CHECKING
 
-from preftune.train.advice_rules import WINDOW, Found, Rule
+from preftune.train.advice_rules import WINDOW, Found, Rule, learns_as_gmpo
 
 if TYPE_CHECKING:
     from preftune.train.advice import Watch
@@ -36,6 +36,8 @@ def _is_reward_model(m: Mapping[str, float]) -> bool:
 def _loss_flat(watch: Watch, m: Mapping[str, float]) -> Found:
     if "reward/mean" in m or any(name.startswith("rewards/") for name in m):
         return None  # there is a reward or an order to judge by; the nll is no objective
+    if "ratio/mean" in m or learns_as_gmpo(m):
+        return None  # policy gradients and weights on answers that were collected before: nor is it here
     start, now = watch.baseline("nll"), watch.now("nll")
     # Under 0.05 nats there is nothing left to learn.
     if start is None or now is None or start < 0.05 or now < 0.98 * start:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -17,10 +18,12 @@ WINDOW = 10
 
 COLLAPSE_WARN = 3
 COLLAPSE_STOP = 6
-"""Steps in a row with one text for all prompts before the advice, and before `Watch.collapsed`."""
+"""Steps with one text for all prompts, less those without, before the advice, and before `Watch.collapsed`."""
 SHARED_CHARS = 40
 SHARED_SHARE = 0.6
 DISTINCT_DROP = 1 / 3
+EARLY = 3
+"""Steps from which on a collapse is judged. With a huge learning rate ten steps are enough for all of it."""
 CHARS_PER_TOKEN = 4.0
 """Used only when `length/chars` isn't logged."""
 
@@ -30,12 +33,30 @@ Found: TypeAlias = tuple[str, str] | None
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One cause. `check` sees the watch after the step's values went in, and the step's own finite metrics."""
+    """One cause.
+
+    Attributes:
+        needs: metrics without which a step leaves the rule untouched.
+        patience: steps that it must hold before it speaks.
+        check: sees the watch after the step's values went in, and the step's own finite metrics.
+        forgets: a step on which it does not hold takes all the steps back; False: it takes back one.
+    """
 
     name: str
     needs: tuple[str, ...]
     patience: int
     check: Callable[[Watch, Mapping[str, float]], Found]
+    forgets: bool = True
+
+
+def learns_as_gmpo(m: Mapping[str, float]) -> bool:
+    """Whether GMPO logged the step: it weighs answers by itself, and has its own settings."""
+    return "gmpo/skipped_groups" in m
+
+
+def _beta(m: Mapping[str, float]) -> str:
+    """The setting that holds the policy near its reference."""
+    return "`gmpo.beta`" if learns_as_gmpo(m) else "`policy.beta`"
 
 
 def _non_finite(watch: Watch, m: Mapping[str, float]) -> Found:
@@ -63,7 +84,9 @@ def _grad_spike(watch: Watch, m: Mapping[str, float]) -> Found:
 
 
 def _dead_groups(watch: Watch, m: Mapping[str, float]) -> Found:
-    if m["reward/dead_groups"] < 0.8:
+    if "value/explained_variance" in m:  # a value head tells answers apart where their scores don't, or a group has one
+        return None
+    if learns_as_gmpo(m) or m["reward/dead_groups"] < 0.8:  # GMPO's own rule: skipped groups
         return None
     reward = f" (mean reward {m['reward/mean']:.3g})" if "reward/mean" in m else ""
     return (
@@ -75,6 +98,8 @@ def _dead_groups(watch: Watch, m: Mapping[str, float]) -> Found:
 
 
 def _reward_fall(watch: Watch, m: Mapping[str, float]) -> Found:
+    if watch.last("critic/loss"):  # a critic that learns may become stricter: another scale, no worse answers
+        return None
     now, start, peak = watch.now("reward/mean"), watch.baseline("reward/mean"), watch.peak
     if now is None or start is None or peak is None:
         return None
@@ -85,7 +110,7 @@ def _reward_fall(watch: Watch, m: Mapping[str, float]) -> Found:
     return (
         f"The mean reward fell from its peak of {peak.reward:.3g} (step {peak.step}) to {now:.3g} (means of {WINDOW} "
         "steps).",
-        "lower `train.learning_rate`, set `policy.beta` above 0, or stop earlier (`train.steps`, `eval.patience`); the "
+        f"lower `train.learning_rate`, set {_beta(m)} above 0, or stop earlier (`train.steps`, `eval.patience`); the "
         "best checkpoint is kept when `eval.best` is set.",
     )
 
@@ -98,11 +123,15 @@ def _length_drift(watch: Watch, m: Mapping[str, float]) -> Found:
         return None
     grew = now > peak.length
     change = (
-        "add a length reward to `rewards`, set `policy.preset` to dr-grpo (its loss does not favour length), or "
-        "lower `sampling.max_tokens`."
+        (
+            "check that the critic does not pay for length (`gmpo.critic.prompt`), or lower `sampling.max_tokens`."
+            if learns_as_gmpo(m)
+            else "add a length reward to `rewards`, set `policy.preset` to dr-grpo (its loss does not favour length), "
+            "or lower `sampling.max_tokens`."
+        )
         if grew
         else "check that `rewards` don't pay for short or empty answers; lower `train.learning_rate` or raise "
-        "`policy.beta`."
+        f"{_beta(m)}."
     )
     return (
         f"Completions {'grew' if grew else 'shrank'} from {peak.length:.0f} to {now:.0f} tokens since step {peak.step} "
@@ -112,12 +141,14 @@ def _length_drift(watch: Watch, m: Mapping[str, float]) -> Found:
 
 
 def _truncated(watch: Watch, m: Mapping[str, float]) -> Found:
-    if m["length/truncated"] < 0.3:
+    if m["length/truncated"] < 0.3 or "reward/penalty" in m:  # where cut answers cost score: "never-ends"
         return None
     return (
         f"{m['length/truncated']:.0%} of the completions were cut at the token limit before they ended.",
-        "raise `sampling.max_tokens`, set `policy.missing_eos_penalty` above 0, or set `policy.mask_truncated` so that "
-        "cut answers carry no loss.",
+        "raise `sampling.max_tokens`."
+        if learns_as_gmpo(m)
+        else "raise `sampling.max_tokens`, set `policy.missing_eos_penalty` above 0, or set `policy.mask_truncated` so "
+        "that cut answers carry no loss.",
     )
 
 
@@ -128,7 +159,10 @@ def _entropy_collapse(watch: Watch, m: Mapping[str, float]) -> Found:
     return (
         f"Entropy collapsed from {start:.3g} to {m['entropy']:.3g} nats per token: the policy writes almost the same "
         "each time and no longer explores.",
-        "raise `sampling.temperature` or `policy.clip_high` (0.28), lower `train.learning_rate`, raise `policy.beta`.",
+        f"raise `sampling.temperature`, lower `train.learning_rate`, raise {_beta(m)}."
+        if learns_as_gmpo(m)
+        else "raise `sampling.temperature` or `policy.clip_high` (0.28), lower `train.learning_rate`, raise "
+        "`policy.beta`.",
     )
 
 
@@ -138,12 +172,14 @@ def _entropy_rise(watch: Watch, m: Mapping[str, float]) -> Found:
         return None
     return (
         f"Entropy rose from {start:.3g} to {m['entropy']:.3g} nats per token: the policy is dissolving into noise.",
-        "lower `train.learning_rate`, raise `policy.beta`, or lower `sampling.temperature`.",
+        f"lower `train.learning_rate`, raise {_beta(m)}, or lower `sampling.temperature`.",
     )
 
 
 def _kl(watch: Watch, m: Mapping[str, float]) -> Found:
-    if "kl/raw" in m:  # KTO's z: of whole completions, not per token, and above 1 in health
+    # KTO's z is of whole completions, not per token, and above 1 in health; "kl-sequence" has the KL that is in the
+    # reward.
+    if "kl/raw" in m or "kl/sequence" in m:
         return None
     before = watch.before("kl")
     jumped = len(before) >= WINDOW and m["kl"] > 0.2 and m["kl"] > 10 * max(before[:WINDOW])
@@ -151,7 +187,8 @@ def _kl(watch: Watch, m: Mapping[str, float]) -> Found:
         return None
     return (
         f"The policy is {m['kl']:.3g} nats per token away from the reference: it has left the model it started from.",
-        "raise `policy.beta` (0.04 is usual), lower `train.learning_rate`, or lower `train.max_grad_norm`.",
+        f"raise {_beta(m)} ({'0.05' if learns_as_gmpo(m) else '0.04'} is usual), lower `train.learning_rate`, or lower "
+        "`train.max_grad_norm`.",
     )
 
 
@@ -193,7 +230,7 @@ def _repetition(watch: Watch, m: Mapping[str, float]) -> Found:
     return (
         f"Completions repeat themselves: {m['diversity/repetition']:.0%} of their n-grams had been written before "
         f"(at first {start:.0%}).",
-        "lower `train.learning_rate`, raise `policy.beta`, lower `sampling.max_tokens`, or add a reward against it to "
+        f"lower `train.learning_rate`, raise {_beta(m)}, lower `sampling.max_tokens`, or add a reward against it to "
         "`rewards`.",
     )
 
@@ -203,13 +240,16 @@ def _collapse(watch: Watch, m: Mapping[str, float]) -> Found:
     chars = m.get("length/chars", CHARS_PER_TOKEN * m["length/mean"])
     if shared < SHARED_CHARS or shared < SHARED_SHARE * chars:
         return None
-    start = watch.baseline("diversity/distinct_2")
-    if start is None or distinct > DISTINCT_DROP * start:
+    first = watch.first("diversity/distinct_2")
+    if len(first) <= EARLY:
+        return None
+    start = max(fmean(first[:EARLY]), fmean(first))  # the first ten may hold the collapse itself
+    if distinct > DISTINCT_DROP * start:
         return None
     return (
         f"Different prompts get the same text: completions share {shared:.0f} characters of about {chars:.0f}, and "
         f"only {distinct:.1%} of their bigrams are distinct (at first {start:.1%}).",
-        "go back to a checkpoint before this step, lower `train.learning_rate`, raise `policy.beta`, and check what "
+        f"go back to a checkpoint before this step, lower `train.learning_rate`, raise {_beta(m)}, and check what "
         "`rewards` pay for this text. `log.stop_on_collapse` ends such a run by itself.",
     )
 
@@ -229,5 +269,11 @@ GENERAL: tuple[Rule, ...] = (
     Rule("ratio", ("ratio/max",), 3, _ratio),
     Rule("sampler", ("sampler/kl",), 3, _sampler),
     Rule("repetition", ("diversity/repetition",), 5, _repetition),
-    Rule("collapse", ("diversity/shared_substring", "diversity/distinct_2", "length/mean"), COLLAPSE_WARN, _collapse),
+    Rule(
+        "collapse",
+        ("diversity/shared_substring", "diversity/distinct_2", "length/mean"),
+        COLLAPSE_WARN,
+        _collapse,
+        forgets=False,  # a mad policy has a good step now and then
+    ),
 )

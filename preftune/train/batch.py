@@ -70,8 +70,8 @@ class Batch:
             raise ValueError("a batch of pairs or contrasts is one update: train.minibatches must be 1")
         order = list(range(len(self.groups)))
         random.Random(seed).shuffle(order)
-        size = -(-len(order) // min(count, len(order)))
-        return [self._part(order[at : at + size]) for at in range(0, len(order), size)]
+        count = min(count, len(order))
+        return [self._part(order[part::count]) for part in range(count)]
 
     def _part(self, chosen: Sequence[int]) -> Batch:
         def some(values: LogProbs | None) -> LogProbs | None:
@@ -192,8 +192,8 @@ def kept_logprobs(groups: Sequence[Group]) -> LogProbs | None:
     return out
 
 
-def _kept(c: Completion) -> Tensor | None:
-    if c.logprobs is None or c.distribution is None or not c.distribution.is_plain:
+def _kept(c: Completion, *, plain: bool = True) -> Tensor | None:
+    if c.logprobs is None or c.distribution is None or (plain and not c.distribution.is_plain):
         return None
     return torch.tensor([p for p, wrote in zip(c.logprobs, c.mask, strict=True) if wrote])
 
@@ -250,7 +250,8 @@ def backward(
             output.loss.backward()  # type: ignore[no-untyped-call]
         detached = output.loss.detach()
         loss_sum = detached if loss_sum is None else loss_sum + detached
-        parts.append(output.metrics | _sampler_drift(tokens))
+        plain = all(c.distribution is not None and c.distribution.is_plain for c in packed.completions)
+        parts.append(output.metrics | (_sampler_drift(tokens) if plain else {}))
         if head is not None and batch.values is not None:
             parts.append(_value_backward(head, packed, tokens, batch, recipe))
     metrics = merge_metrics(parts)
@@ -360,7 +361,8 @@ def token_batch(
         return torch.cat([values[g][c] for g, c in packed.members]).to(device)
 
     pairs_P2, margins_P = _pairs_of(packed, batch, set() if done is None else done, device)
-    kept = [_kept(completion) for completion in packed.completions] if batch.sampled else []
+    # Filters (top_k, …) reshape what was drawn from; the correction is for that as well.
+    kept = [_kept(completion, plain=False) for completion in packed.completions] if batch.sampled else []
     known = [tensor for tensor in kept if tensor is not None]
     return TokenBatch(
         logprobs_T=logprobs_T,

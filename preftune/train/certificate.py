@@ -250,7 +250,7 @@ def _with_a_second_term(session: Session) -> Recipe:
 
 def _gradient(session: Session, batch: Batch, budget: int, recipe: Recipe | None = None) -> Tensor:
     session.optimizer.zero_grad(set_to_none=True)
-    backward(session.engine, batch, session.method, recipe or session.recipe, budget)
+    backward(session.engine, batch, session.method, recipe or session.recipe, budget, head=session.head)
     grads = [p.grad.detach().float().flatten().cpu() for _, p in session.parameters if p.grad is not None]
     session.optimizer.zero_grad(set_to_none=True)
     return torch.cat(grads) if grads else torch.zeros(1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from preftune.config import Recipe
 from preftune.data.collected import read_collected, write_collected
-from preftune.errors import DataError
+from preftune.errors import DataError, UsageError
 from preftune.records import Group
 from preftune.train.checkpoint import fingerprint
 from preftune.train.progress import Progress
@@ -43,7 +43,12 @@ def collect(session: Session, folder: Path, base_dir: Path | None) -> None:
                 f"the answers in {path} were written by another policy than the one that is trained; importance ratios "
                 "make up for it only where the two are near"
             )
-        session.data_facts["collected"] = {"content_hash": found.digest, "origins": [str(path)], "skipped": 0}
+    elif session.method.own_words:
+        raise UsageError(
+            f"method {session.method.name} trains on answers that people have rated: `preftune human export RECIPE` "
+            "sends answers out, `preftune human import` takes ratings in and `preftune human train` trains. To train "
+            "on such a file by hand, give collect.path"
+        )
     elif own.exists():
         found = read_collected(own)
         groups = found.groups
@@ -53,9 +58,18 @@ def collect(session: Session, folder: Path, base_dir: Path | None) -> None:
                 "with --output"
             )
     else:
-        groups = tuple(draw_scored(session))
-        write_collected(own, groups, describe(session))
-    _use(session, groups)
+        write_collected(own, draw_scored(session), describe(session))
+        found = read_collected(own)  # what a resumed run reads, to the bit
+        groups = found.groups
+    # part of what a resumed run must find as it was
+    origin = str(own if given is None else path)
+    session.data_facts["collected"] = {"content_hash": found.digest, "origins": [origin], "skipped": 0}
+    try:
+        _use(session, groups)
+    except DataError as error:
+        if given is not None:
+            raise
+        raise DataError(f"{error}. The answers are kept: begin anew (--output) with collect.path: {own}") from error
 
 
 def describe(session: Session) -> dict[str, Any]:
@@ -70,6 +84,8 @@ def describe(session: Session) -> dict[str, Any]:
 
 def draw_scored(session: Session, *, score: bool = True) -> list[Group]:
     """`sampling.group_size` answers to every training prompt, scored."""
+    from preftune.train.session import seed_everything
+
     recipe = session.recipe
     session.progress.begin("answering the training prompts")
     drawn = session.rollout(
@@ -78,6 +94,7 @@ def draw_scored(session: Session, *, score: bool = True) -> list[Group]:
     )  # fmt: skip
     if not score:
         return drawn
+    seed_everything(recipe.seed, 0)  # a reward may draw random numbers
     return list(session.score(drawn, step=0)[0])
 
 

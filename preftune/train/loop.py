@@ -38,6 +38,7 @@ from preftune.train.checkpoint import (
     save_best,
     save_checkpoint,
 )
+from preftune.train.collect import FILE as COLLECTED
 from preftune.train.collect import collect
 from preftune.train.evaluation import Measurement, difference, load_measurement, measure, save_texts, to_json
 from preftune.train.folder import (
@@ -102,7 +103,7 @@ def run(
                 session.notes.extend(changed)
                 loop = _Loop(session, folder, base_dir)
             except PreftuneError:
-                if new:  # nothing began: the folder stays free for the command put right
+                if new and not (folder / COLLECTED).exists():  # nothing began: the folder stays free
                     (folder / "recipe.yaml").unlink(missing_ok=True)
                 raise
             return loop.go()
@@ -124,13 +125,13 @@ class _Loop:
 
     def __init__(self, session: Session, folder: Path, base_dir: Path | None) -> None:
         self.session, self.folder, self.recipe = session, folder, session.recipe
-        self.origin = {**session.fingerprints(), "the model": fingerprint(session.policy.model)}
         self.seconds: dict[str, float] = {}
         start = time.perf_counter()
         if session.method.completions == "collected":
             collect(session, folder, base_dir)
             self.seconds["collecting answers"] = time.perf_counter() - start
             start = time.perf_counter()
+        self.origin = {**session.fingerprints(), "the model": fingerprint(session.policy.model)}
         session.prepare_reference()
         if session.references is not None:
             self.seconds["reference before training"] = time.perf_counter() - start
@@ -528,6 +529,9 @@ class _Loop:
         session.before_saving()
         with whole_folder(self.folder / "final") as final:
             session.policy.save(final)
+        if session.gmpo is not None and session.gmpo.critical:
+            with whole_folder(self.folder / "critic") as critic:
+                session.gmpo.save(critic)
         self._certify_end()
         return self._summary(self.stopped or FINISHED, before, after, kept=chosen)
 

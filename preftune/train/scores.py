@@ -66,5 +66,5 @@ def with_notes(groups: Sequence[Group], extras: Sequence[Mapping[str, Any]]) -> 
 
 
 def is_dead(group: Group) -> bool:
-    """All completions have the same score: nothing to compare."""
-    return len(set(group.scores)) < 2
+    """All completions have the same score, in the precision of advantages: nothing to compare."""
+    return len(set(torch.tensor(group.scores).tolist())) < 2

@@ -183,6 +183,8 @@ class Session:
     def close(self) -> None:
         """End worker processes."""
         self.rewards.close()
+        if self.gmpo is not None:
+            self.gmpo.close()
 
     # --- facts ------------------------------------------------------------------------------------------------
 

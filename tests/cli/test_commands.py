@@ -114,20 +114,57 @@ def test_init_shows_every_field_that_the_method_reads_and_its_default(method: st
     open_text = "\n".join(re.sub(r"^(\s*)# ", r"\1", line) for line in lines)
     (opened,) = resolve(parse(open_text, "init")[0]).stages
     (plain,) = resolve(parse(text, "init")[0]).stages
-    assert opened.model.lora is not None and opened.model.lora.r == 32
+    assert opened.model.lora is not None and opened.model.lora.r == (16 if method == "gmpo" else 32)
     assert opened.data[0].columns["answer"].source == "answer"
-    for section in ("tokens", "sampling", "policy", "loss", "train", "eval", "log"):
-        assert getattr(opened, section) == getattr(plain, section), section
-        assert getattr(plain, section) == type(getattr(plain, section)).model_validate(
-            {"steps": 100} if section == "train" else {}
-        )
+    for section in (
+        "tokens",
+        "sampling",
+        "policy",
+        "value",
+        "collect",
+        "human",
+        "gmpo",
+        "loss",
+        "train",
+        "eval",
+        "log",
+    ):
+        was, now = (getattr(recipe, section).model_dump() for recipe in (plain, opened))
+        # An optional section is shown with its fields, so opening it asks for it.
+        now = {key: None if key == "lora" else value for key, value in now.items()}
+        if section == "gmpo":
+            now["critic"]["lora"] = None
+        assert now == was, section
+        own = {**METHODS[method].defaults.get(section, {}), **({"steps": 100} if section == "train" else {})}
+        assert getattr(plain, section) == type(getattr(plain, section)).model_validate(own), section
 
 
 @pytest.mark.parametrize(
     ("method", "there", "left_out"),
     [
-        ("sft", "label_threshold", "policy preset group_size normalize reference_cache reference beta"),
-        ("grpo", "policy preset group_size reference", "loss normalize reference_logprobs"),
+        (
+            "sft",
+            "label_threshold",
+            "policy preset group_size normalize reference_cache reference beta value collect human gmpo",
+        ),
+        (
+            "grpo",
+            "policy preset group_size reference minibatches overlong combine",
+            "loss normalize reference_logprobs value gamma collect human gmpo",
+        ),
+        ("ppo", "policy kl_target value gamma lam warmup_steps minibatches", "loss collect human gmpo normalize"),
+        (
+            "iterative-dpo",
+            "repeat collect margin reference_cache loss pairs missing_eos_penalty overlong group_size",
+            "preset clip_low keep min_score spread_only value human gmpo minibatches normalize",
+        ),
+        ("rft", "repeat collect keep min_score spread_only overlong", "preset loss value human gmpo minibatches"),
+        ("human", "collect human raters preset beta group_size minibatches", "resample overlong keep value gmpo loss"),
+        (
+            "gmpo",
+            "gmpo critic truth cold_start meta_prompt group_size lora",
+            "preset clip_low value human collect loss",
+        ),
         (
             "dpo",
             "loss name beta odds_weight pairs reference reference_cache",

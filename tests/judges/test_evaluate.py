@@ -316,6 +316,15 @@ def test_lines_hold_what_was_said(tmp_path: Path) -> None:
     assert line["votes"][0]["text"] == "Fine.\n<verdict>A</verdict>" and line["votes"][1]["scores"] == [0, 1]
 
 
+def test_lines_name_the_places_in_the_row(tmp_path: Path) -> None:
+    mapping = gsm8k(tmp_path / "d.jsonl")
+    found = run(tmp_path / "d.jsonl", data=mapping)
+    assert [vote["shown"] for vote in found.line(1)["votes"]] == [[0, 2], [2, 0]]
+    ranked = run(tmp_path / "d.jsonl", data=mapping, judge={"mode": "listwise"})
+    first, second = (vote["shown"] for vote in ranked.line(1)["votes"])
+    assert sorted(first) == [0, 1, 2] and second == first[::-1]
+
+
 def test_several_sources_keep_their_order_and_skip_bad_rows(tmp_path: Path) -> None:
     one = tiny.write(tmp_path / "a.jsonl", [{"prompt": "t", "chosen": "q5", "rejected": "q3"}, {"prompt": "u"}])
     two = tiny.write(tmp_path / "b.jsonl", [{"prompt": "v", "chosen": "q5", "rejected": "q3"}])

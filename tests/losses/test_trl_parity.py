@@ -472,3 +472,4 @@ def test_gdpo_advantages(grpo, inputs, rows, weights, monkeypatch):
     mine = normalized_advantages(scores, weights, torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
     torch.testing.assert_close(mine, out, rtol=1e-5, atol=2e-6)
     assert out.abs().max() > 0.5, "nothing to compare"
+    assert mine[scores.isnan().all(1)].tolist() == [0.0] * int(scores.isnan().all(1).sum())  # exactly

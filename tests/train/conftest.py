@@ -11,6 +11,7 @@ import torch
 
 from preftune.config import Recipe
 from tests import tiny
+from tests.train import acting
 
 torch.set_num_threads(1)
 
@@ -27,6 +28,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write(folder / "train.jsonl", rows[:28])
     tiny.write(folder / "validation.jsonl", rows[28:])
     return folder
+
+
+@pytest.fixture(scope="session")
+def rewards(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Reward models by kind, and another model as a reference."""
+    return acting.make_rewards(home, tmp_path_factory.mktemp("rewards"))
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@
   function traces(chart, palette) {
     if (chart.kind === "bars" || chart.kind === "dots") return figures(chart, palette);
     const format = chart.percent ? ".1%" : ".4~g";
-    const hover = `${chart.kind === "calibration" ? "said %{x:.1%}" : "step %{x}"}: %{y:${format}}`;
+    const hover = `${chart.kind === "calibration" ? "said %{x:.1%}" : `${chart.unit} %{x}`}: %{y:${format}}`;
     const out = [];
     const shown = chart.series.filter((s) => s.style !== "raw");
     for (const s of chart.series) {
@@ -66,7 +66,7 @@
       const trace = { x: s.x, y: s.y, name: plain(s.name), showlegend: chart.series.length > 1 };
       if (chart.kind === "bars") return { ...trace, type: "bar", width: s.width, marker: { color: faded(color, 0.5), line: { color, width: 1 } }, hovertemplate: "around %{x:.3~g}: %{y:.1%}" };
       const size = s.x.length > 400 ? 4 : 6;
-      return { ...trace, type: "scatter", mode: "markers", marker: { color: faded(color, 0.55), size }, hovertemplate: "%{x} tokens: %{y:.3~g}" };
+      return { ...trace, type: "scatter", mode: "markers", marker: { color: faded(color, 0.55), size }, hovertemplate: chart.unit === "step" ? "%{x} tokens: %{y:.3~g}" : `${chart.unit} %{x:.0f}: %{y:.3~g}` };
     });
   }
 
@@ -82,6 +82,7 @@
     for (const m of chart.marks) mark(m.x, m.label, "dash", "left");
     if (chart.zero) shapes.push({ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: ink, width: 1, dash: "dot" } });
     if (chart.kind === "dots" && chart.zero) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: ink, width: 1, dash: "dot" } });
+    if (chart.level !== null) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: chart.level, y1: chart.level, line: { color: ink, width: 1, dash: "dot" } });
     const named = chart.series.length > 1, low = chart.xlabel ? 44 : 26;
     const values = chart.series.flatMap((s) => [...s.y, ...(s.low || []), ...(s.high || [])]).filter((y) => y !== null);
     // Plotly would widen a constant share to twice its size.
@@ -95,6 +96,7 @@
       xaxis: {
         gridcolor: grid, zeroline: false, linecolor: grid, title: chart.xlabel ? { text: plain(chart.xlabel), font: { size: 12 }, standoff: 6 } : undefined,
         tickformat: chart.kind === "calibration" ? ".0%" : undefined,
+        dtick: chart.unit === "round" && Math.max(...chart.series.flatMap((s) => s.x)) <= 20 ? 1 : undefined,
       },
       yaxis: {
         title: chart.ylabel ? { text: plain(chart.ylabel), font: { size: 12 }, standoff: 6 } : undefined,
