@@ -376,7 +376,8 @@ def test_the_seeds_ppo_recipe_runs_on_a_file(ppo_run: Path) -> None:
         assert metrics["reward/mean"] == pytest.approx(metrics["reward/reward-model"] - penalty, abs=1e-5)
     # Both stages hold the same prompts out, and the card shows answers to them.
     card = (ppo_run / "ppo" / "README.md").read_text(encoding="utf-8")
-    assert "## Use" in card and "## Samples" in card and "Prompt (validation row" in card
+    assert "## Use" in card and "## Example generations" in card
+    assert "Greedy, at most 8 tokens, by the saved model: the first validation rows" in card
     assert (ppo_run / "report.html").stat().st_size > 10_000
 
 

@@ -35,7 +35,7 @@ FILES: dict[Method, tuple[str, str]] = {
 """What each method trains on, and what it is measured on."""
 GOAL = "reward/friendly_on_topic"
 
-MEASURED = [
+MEASURED: list[dict[str, Any]] = [
     {"name": "preftune.demo.chat:friendly_on_topic"},
     {"name": "preftune.demo.chat:friendly", "weight": 0.0},
     {"name": "preftune.demo.chat:on_topic", "weight": 0.0},

@@ -134,8 +134,8 @@ def _lone_answers(recipe: Recipe, has_functions: bool) -> Iterator[tuple[Path, s
     if all(mode in ("pairwise", "listwise") for mode in modes):
         yield (
             ("rewards", counting[0][0], "args", "mode"),
-            f"a {modes[0]} judge compares answers to one prompt, and eval draws one answer to each; give a reward beside "
-            "it that scores an answer alone (a pointwise judge, a rule), or no eval rows",
+            f"a {modes[0]} judge compares answers to one prompt, and eval draws one answer to each; give a reward "
+            "beside it that scores an answer alone (a pointwise judge, a rule), or no eval rows",
         )
 
 
@@ -166,8 +166,8 @@ def _policy(recipe: Recipe) -> Iterator[tuple[Path, str]]:
         for name in (name for name, given in taken_off.items() if given):
             yield (
                 ("policy", "combine"),
-                f"normalize reads each reward's own value, from which {name} takes nothing off; switch one of them off, "
-                "or give the penalty as a reward",
+                f"normalize reads each reward's own value, from which {name} takes nothing off; switch one of them "
+                "off, or give the penalty as a reward",
             )
     if chosen.resample and recipe.sampling.group_size == 1:
         yield ("policy", "resample"), "replaces groups without spread, and a group of one has none; set it to 0"

@@ -82,7 +82,7 @@ class Watch:
         One text for B prompts has 1/B of distinct bigrams, so the second needs about four prompts per step. A policy
         that was so from the beginning isn't called collapsed: a learned boilerplate looks the same.
         """
-        return self._held.get("collapse", 0) >= COLLAPSE_STOP
+        return self._held.get("one-text", 0) >= COLLAPSE_STOP
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[Advice]:
         """Take in one step's train metrics; return what there is to say about it, usually nothing."""
@@ -110,7 +110,7 @@ class Watch:
                 continue
             self._clear[rule.name] = 0
             self._held[rule.name] = self._held.get(rule.name, 0) + 1
-            if self._held[rule.name] >= rule.patience and rule.name not in self._active:
+            if self._held[rule.name] >= rule.patience and rule.name not in self._active and not rule.silent:
                 self._active.append(rule.name)
                 out.append(Advice(step, *found))
         return out

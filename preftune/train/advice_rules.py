@@ -22,6 +22,9 @@ COLLAPSE_STOP = 6
 SHARED_CHARS = 40
 SHARED_SHARE = 0.6
 DISTINCT_DROP = 1 / 3
+DISTINCT_SLIDE = 0.6
+"""The share of its first distinct bigrams under which a policy slides towards one text: about half of the prompts get
+it then, and greedy decoding, which takes the likeliest answer, may give it to all of them."""
 EARLY = 3
 """Steps from which on a collapse is judged. With a huge learning rate ten steps are enough for all of it."""
 CHARS_PER_TOKEN = 4.0
@@ -40,6 +43,7 @@ class Rule:
         patience: steps that it must hold before it speaks.
         check: sees the watch after the step's values went in, and the step's own finite metrics.
         forgets: a step on which it does not hold takes all the steps back; False: it takes back one.
+        silent: it gives no advice; how long it has held is what counts.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Rule:
     patience: int
     check: Callable[[Watch, Mapping[str, float]], Found]
     forgets: bool = True
+    silent: bool = False
 
 
 def learns_as_gmpo(m: Mapping[str, float]) -> bool:
@@ -235,7 +240,7 @@ def _repetition(watch: Watch, m: Mapping[str, float]) -> Found:
     )
 
 
-def _collapse(watch: Watch, m: Mapping[str, float]) -> Found:
+def _collapse(watch: Watch, m: Mapping[str, float], drop: float = DISTINCT_DROP) -> Found:
     shared, distinct = m["diversity/shared_substring"], m["diversity/distinct_2"]
     chars = m.get("length/chars", CHARS_PER_TOKEN * m["length/mean"])
     if shared < SHARED_CHARS or shared < SHARED_SHARE * chars:
@@ -244,7 +249,7 @@ def _collapse(watch: Watch, m: Mapping[str, float]) -> Found:
     if len(first) <= EARLY:
         return None
     start = max(fmean(first[:EARLY]), fmean(first))  # the first ten may hold the collapse itself
-    if distinct > DISTINCT_DROP * start:
+    if distinct > drop * start:
         return None
     return (
         f"Different prompts get the same text: completions share {shared:.0f} characters of about {chars:.0f}, and "
@@ -253,6 +258,13 @@ def _collapse(watch: Watch, m: Mapping[str, float]) -> Found:
         "`rewards` pay for this text. `log.stop_on_collapse` ends such a run by itself.",
     )
 
+
+def _slide(watch: Watch, m: Mapping[str, float]) -> Found:
+    """On the way to a collapse, or in it: no step to go back to."""
+    return _collapse(watch, m, DISTINCT_SLIDE)
+
+
+COLLAPSE_NEEDS = ("diversity/shared_substring", "diversity/distinct_2", "length/mean")
 
 GENERAL: tuple[Rule, ...] = (
     Rule("non-finite", (), 1, _non_finite),
@@ -270,10 +282,12 @@ GENERAL: tuple[Rule, ...] = (
     Rule("sampler", ("sampler/kl",), 3, _sampler),
     Rule("repetition", ("diversity/repetition",), 5, _repetition),
     Rule(
-        "collapse",
-        ("diversity/shared_substring", "diversity/distinct_2", "length/mean"),
+        "one-text",
+        COLLAPSE_NEEDS,
         COLLAPSE_WARN,
         _collapse,
         forgets=False,  # a mad policy has a good step now and then
     ),
+    # A checkpoint that was saved while this held is not gone back to (`_collapsing` in preftune/train/loop.py).
+    Rule("collapse", COLLAPSE_NEEDS, 1, _slide, forgets=False, silent=True),
 )

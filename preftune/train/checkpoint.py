@@ -98,14 +98,14 @@ def load_latest(folder: Path) -> tuple[Restored | None, list[str]]:
     return None, notes
 
 
-def find_weights(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> Restored | None:
-    """The newest whole checkpoint whose state is wanted; damaged ones are passed over."""
+def find_weights(folder: Path, wanted: Callable[[int, dict[str, Any]], bool]) -> Restored | None:
+    """The newest whole checkpoint whose step and state are wanted; damaged ones are passed over."""
     for step in sorted(_steps(folder), reverse=True):
         try:
             found = _load(folder / f"step-{step}")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             continue
-        if wanted(found.state):
+        if wanted(step, found.state):
             return found
     return None
 

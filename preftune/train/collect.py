@@ -87,9 +87,11 @@ def draw_scored(session: Session, *, score: bool = True) -> list[Group]:
     from preftune.train.session import seed_everything
 
     recipe = session.recipe
+    # The policy is part of the seed: else rounds would draw nearly the same answers where it hardly moved.
+    seed = recipe.seed * 1_000_003 + int(fingerprint(session.policy.model)[:8], 16)
     session.progress.begin("answering the training prompts")
     drawn = session.rollout(
-        [group.prompt for group in session.train], recipe.sampling.group_size, recipe.sampling, seed=recipe.seed,
+        [group.prompt for group in session.train], recipe.sampling.group_size, recipe.sampling, seed=seed,
         policy_version=0, progress=session.progress.tick,
     )  # fmt: skip
     if not score:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config import Recipe
+from preftune.engine.values import SeparateHead
 from preftune.records import Completion, Group
 from preftune.train.progress import Progress
 from preftune.train.session import Session
@@ -79,7 +80,9 @@ def _memory(session: Session, trained: int) -> str:
     policy, recipe = session.policy, session.recipe
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
     if policy.frozen is not None:
-        weights *= 2
+        weights += sum(p.numel() * p.element_size() for p in policy.frozen.parameters())
+    if isinstance(session.head, SeparateHead):  # a shared one is part of the policy's model
+        weights += sum(p.numel() * p.element_size() for p in session.head.model.model.parameters())
     state = sum(p.numel() * p.element_size() for _, p in session.parameters) * 3
     config = policy.base.config.get_text_config()
     layers, width = config.num_hidden_layers, config.hidden_size

@@ -10,6 +10,7 @@ else                                                                            
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,8 +18,10 @@ from preftune.config import ModelConfig, Recipe
 from preftune.engine import Engine
 from preftune.engine.values import ScalarHead, SeparateHead, SharedHead
 from preftune.errors import ModelError
+from preftune.models.classifier import reward_head_name
+from preftune.models.given import read_adapter
 from preftune.models.loading import Policy
-from preftune.models.reward import load_reward
+from preftune.models.reward import load_reward, normalization_of
 from preftune.models.roles import add_role, put_reward, shareable
 
 NAME = "value"
@@ -38,12 +41,19 @@ def make_value_head(recipe: Recipe, engine: Engine) -> ScalarHead:
         adapter = shareable(path, policy)
         if adapter is not None:
             role, weight_D = put_reward(policy, NAME, adapter)
+            weight_D = weight_D / _scale(recipe, path)
             return SharedHead(engine, role, weight_D, f"an adapter on the policy's base, started from {path}")
-        config = _separate(recipe, path)
+        given = {k: v for k, v in _args_of(recipe, path).items() if k in ("revision", "trust_remote_code")}
+        config = _separate(recipe, path).model_copy(update=given)
+        if read_adapter(config) is not None:
+            config = config.model_copy(update={"on_adapter": "merge"})
         if lora is not None and policy.is_adapter:
             config = config.model_copy(update={"lora": lora})
         model = load_reward(config, seed=recipe.seed)
-        if model.tokenizer.get_vocab() == policy.tokenizer.get_vocab():
+        if model.tokenizer.get_vocab().items() >= policy.tokenizer.get_vocab().items():  # a pad token may be added
+            with torch.no_grad():
+                for parameter in getattr(model.base, reward_head_name(model.base)).parameters():
+                    parameter.div_(_scale(recipe, path))
             return SeparateHead(model, Engine(model, mode=recipe.model.attention, bf16=engine.bf16), NAME)
         if asked:
             raise ModelError(
@@ -58,10 +68,31 @@ def make_value_head(recipe: Recipe, engine: Engine) -> ScalarHead:
         width = policy.base.get_input_embeddings().weight.shape[1]
         return SharedHead(engine, role, torch.zeros(_width(policy, width), device=policy.device),
                           f"a new adapter on the policy's base, head of zeros{why}")  # fmt: skip
-    model = load_reward(_separate(recipe, recipe.model.path), seed=recipe.seed)
+    own = {"revision": recipe.model.revision, "on_adapter": recipe.model.on_adapter}
+    model = load_reward(_separate(recipe, recipe.model.path).model_copy(update=own), seed=recipe.seed)
     head = SeparateHead(model, Engine(model, mode=recipe.model.attention, bf16=engine.bf16), NAME)
     head.lineage += why
     return head
+
+
+def _args_of(recipe: Recipe, path: str) -> dict[str, Any]:
+    """The args of the recipe's reward that is the model at this path; none where there is no such reward."""
+    models = (r.args for r in recipe.rewards if r.name == "reward-model")
+    return next((args for args in models if str(Path(args["path"]).expanduser()) == path), {})
+
+
+def _scale(recipe: Recipe, path: str) -> float:
+    """What the reward's scores are divided by where the reward model carries a normalisation and the recipe applies it:
+    values are of the rewards that the policy gets. Their mean is left to the head to learn."""
+    args = _args_of(recipe, path)
+    if not args or args.get("normalize", "auto") is False:
+        return 1.0
+    from transformers import AutoConfig
+
+    if read_adapter(ModelConfig(path=path)) is not None:  # such a one carries none
+        return 1.0
+    carried = normalization_of(AutoConfig.from_pretrained(path), path)
+    return 1.0 if carried is None else carried[1]
 
 
 def _width(policy: Policy, default: int) -> int:

@@ -270,7 +270,8 @@ class _Loop:
         if not bound:
             return groups, metrics, memory
         size = len(wanted)
-        alive, dead = [g for g in groups if not is_dead(g)], [g for g in groups if is_dead(g)]
+        weights = session.rewards.weights
+        alive, dead = [g for g in groups if not is_dead(g, weights)], [g for g in groups if is_dead(g, weights)]
         drawn, rounds = size, 0
         used = {group.prompt.ids for group in wanted}
         while len(alive) < size and rounds < bound:
@@ -280,7 +281,7 @@ class _Loop:
                 break
             used |= {group.prompt.ids for group in more}
             found, _, memory = self._draw(more, step, rounds, clock)
-            alive += [g for g in found if not is_dead(g)]
+            alive += [g for g in found if not is_dead(g, weights)]
             drawn += len(more)
         metrics |= {"resample/rounds": float(rounds), "resample/prompts": float(drawn)}
         # When the bound is reached the batch is filled up: a smaller one would be another batch size for the loss.
@@ -433,7 +434,8 @@ class _Loop:
         for name, seconds in times.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         log = self.recipe.log
-        if self.session.method.samples and (self.step == 1 or self.step % log.samples_every == 0):
+        shown = self.session.method.samples or self.session.gmpo is not None
+        if shown and (self.step == 1 or self.step % log.samples_every == 0):
             for record in sample_records(prepared.groups[: log.samples], self.step, "train"):
                 self.journals["samples"].write(record)
         for advice in self.watch.update(self.step, metrics):
@@ -446,6 +448,8 @@ class _Loop:
         for journal in self.journals.values():
             journal.sync()
         keep = self.recipe.train.keep_checkpoints
+        if self.session.method.samples and self.recipe.log.stop_on_collapse:
+            keep += 1  # no sample of the newest weights has been seen yet, so they may be the first that went mad
         if _collapsing(self._state()):
             keep += self.step  # the last one from before may be what the run ends with: none is removed now
         save_checkpoint(
@@ -542,7 +546,9 @@ class _Loop:
 
     def _back_before_collapse(self) -> int:
         """Load the newest weights from before the collapse began; returns their step."""
-        found = find_weights(self.folder / "checkpoints", lambda state: not _collapsing(state))
+        # A checkpoint's samples are older than its weights by one update, so its own state may not show the fall yet.
+        first = self.step - int(self._state()["watch"]["held"].get("collapse", 0))
+        found = find_weights(self.folder / "checkpoints", lambda step, state: step < first and not _collapsing(state))
         if found is None:
             self.session.notes.append(
                 f"no checkpoint from before the collapse exists, so final/ holds the weights of step {self.step}. "

@@ -88,15 +88,17 @@ def tokenise(
 
 def hold_out(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list[Example], list[Example]]:
     """Training rows and held-out ones. A row that its source's weight repeats, or that stands in the data twice, is one
-    row: never on both sides. With preferences and labels neither is a prompt, which may have several rows."""
+    row: never on both sides. With preferences and labels neither is a prompt, which may have several rows; nor is one
+    that the policy answers. So a reward model and the PPO that follows hold out the same prompts."""
+    by_prompt = bool(method.compares) or method.completions != "data"
 
     def content(row: Example) -> tuple[Content, tuple[Content, ...]]:
-        return row.prompt, () if method.compares else row.completions
+        return row.prompt, () if by_prompt else row.completions
 
     different = list({content(row): None for row in reversed(rows)})[::-1]
     held_out = recipe.eval.holdout
     if held_out >= len(different):
-        what = "prompts" if method.compares else "ones"
+        what = "prompts" if by_prompt else "ones"
         raise DataError(
             f"eval.holdout {held_out} leaves no training row: the data has {len(different)} different {what}"
         )

@@ -65,6 +65,12 @@ def with_notes(groups: Sequence[Group], extras: Sequence[Mapping[str, Any]]) -> 
     return [replace(group, completions=tuple(noted(c) for c in group.completions)) for group in groups]
 
 
-def is_dead(group: Group) -> bool:
-    """All completions have the same score, in the precision of advantages: nothing to compare."""
-    return len(set(torch.tensor(group.scores).tolist())) < 2
+def is_dead(group: Group, weights: Mapping[str, float]) -> bool:
+    """All completions got the same from the rewards, in the precision of advantages: nothing to compare. What the
+    objective takes off for length or a missing end does not count: it would keep groups alive by their length alone.
+
+    Args:
+        weights: of the rewards, by their names in breakdowns.
+    """
+    raw = [sum(w * (c.breakdown.get(name) or 0.0) for name, w in weights.items()) for c in group.completions]
+    return len(set(torch.tensor(raw).tolist())) < 2

@@ -125,7 +125,7 @@ class Session:
             # Rewards first: a misspelt one must not cost a model's loading time.
             # A reward model writes nothing to score; rewards it inherits are another stage's.
             wanted = [] if method.reads == "scores" else recipe.rewards
-            shared_base = recipe.model.path if recipe.model.lora is not None else None
+            shared_base = _shared_base(recipe)
             rewards = opened.enter_context(
                 build_rewards(wanted, functions, base_dir or Path.cwd(), shared_base=shared_base)
             )
@@ -557,6 +557,15 @@ def _first_memory(recipe: Recipe, method: Method, gmpo: Gmpo | None) -> dict[str
 
 def _scored_only(group: Group) -> tuple[Completion, ...]:
     return tuple(c for c in group.completions if c.score is not None)
+
+
+def _shared_base(recipe: Recipe) -> str | None:
+    """The bare base that the policy's adapter will stand on, where it stands on one."""
+    model = recipe.model
+    if model.on_adapter not in (None, "continue", "fresh") or (model.lora is None and model.on_adapter != "continue"):
+        return None
+    given = read_adapter(model)
+    return model.path if given is None else given.base
 
 
 def _load(recipe: Recipe, method: Method) -> Policy:

@@ -219,7 +219,7 @@ def test_a_role_takes_no_weights_of_a_module_with_its_name() -> None:
 
 
 def test_a_role_needs_a_frozen_base_and_known_targets(home: Path) -> None:
-    with pytest.raises(ModelError, match="the value role shares the policy's frozen base.*model.lora"):
+    with pytest.raises(ModelError, match=r"the value role shares the policy's frozen base.*model.lora"):
         add_role(load_policy(ModelConfig(path=str(home / "base"))), "value", LORA, seed=0)
     with pytest.raises(ModelError, match=r"the value role's lora.targets \['nothing'\]"):
         add_role(policy_in(home), "value", LoraConfig(targets=["nothing"]), seed=0)
@@ -401,5 +401,5 @@ def test_damage_is_named(home: Path, reward: Reward, tmp_path: Path) -> None:
         put(damaged("extra", weights(lambda w: {**w, "base_model.model.nowhere.lora_A.weight": torch.ones(1)})))
     with pytest.raises(ModelError, match=r"shapes/adapter does not fit .*base"):
         put(damaged("shapes", weights(lambda w: {k: v[:1] if "lora_A" in k else v for k, v in w.items()})))
-    with pytest.raises(ModelError, match="can't read the adapter in .*junk/adapter"):
+    with pytest.raises(ModelError, match=r"can't read the adapter in .*junk/adapter"):
         put(damaged("junk", lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"junk")))

@@ -40,7 +40,7 @@ class Page(HTMLParser):
             self.scripts.append((dict(attrs), ""))
         if tag == "pre":
             self.pres.append("")
-        if tag not in ("meta", "link", "br", "img"):
+        if tag not in ("meta", "link", "br", "img", "wbr"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

@@ -172,7 +172,7 @@ def test_ten_shares_its_first_token_with_one(parts: Parts) -> None:
 
 
 def test_expected_scores_are_those_of_plain_code(parts: Parts, judged: tuple[Critic, Judged]) -> None:
-    critic, found = judged
+    _, found = judged
     assert [len(g.completions) for g in found.groups] == [2, 3]
     flat = [c for g in found.groups for c in g.completions]
     parts.policy.train_mode(False)
@@ -188,6 +188,21 @@ def test_expected_scores_are_those_of_plain_code(parts: Parts, judged: tuple[Cri
         assert judgement.expected == pytest.approx(expected, abs=1e-4)
         assert completion.score == pytest.approx(expected / 10, abs=1e-5)
     assert max(max(j.probabilities) for j in found.judgements) > 0.2  # the test tells scores apart
+
+
+def test_scores_and_gradients_without_shared_prompts(parts: Parts, judged: tuple[Critic, Judged]) -> None:
+    """A model that the shared-prompt attention does not fit runs padded, with the same numbers."""
+    critic, found = judged
+    learn(critic, graded(found.judgements))
+    mine = gradients(parts, "critic")
+    clear(parts)
+    parts.engine = Engine(parts.policy, mode="padded")
+    padded = make(parts)
+    again = padded.score(groups_of(parts.contract), step=4)
+    for one, other in zip(found.judgements, again.judgements, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    learn(padded, graded(found.judgements))
+    assert distance(gradients(parts, "critic"), mine) < 1e-4
 
 
 def test_what_is_written_down(judged: tuple[Critic, Judged]) -> None:
@@ -473,8 +488,7 @@ def test_a_second_call_adds_to_the_gradient(parts: Parts, judged: tuple[Critic, 
 
 def test_the_joint_form_is_logged_beside_the_expected_scores(parts: Parts, folder: Path) -> None:
     joint = (
-        "<critique>the second is off</critique><scores>9, 1</scores><baseline>5</baseline>"
-        "<temperature>4</temperature>"
+        "<critique>the second is off</critique><scores>9, 1</scores><baseline>5</baseline><temperature>4</temperature>"
     )
     wide = load_policy(ModelConfig(path=str(folder), lora=LoraConfig(r=4, alpha=8)))
     wide.context_length = None  # the joint instruction is longer than this tiny model's positions

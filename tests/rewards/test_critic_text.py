@@ -35,7 +35,7 @@ texts = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_si
 
 
 def test_the_eleven_endings() -> None:
-    assert ENDINGS == tuple(f"{k}</score>" for k in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10))
+    assert tuple(f"{k}</score>" for k in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)) == ENDINGS
 
 
 @pytest.mark.parametrize(

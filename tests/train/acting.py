@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ def make_rewards(home: Path, folder: Path) -> dict[str, Path]:
     }  # fmt: skip
     run(Recipe.model_validate(recipe), folder / "run")
     stranger = tinyreward.save(folder / "stranger", seed=2)
-    other = tiny.tokenizer()
-    other.add_tokens(["zz"])
-    other.save_pretrained(stranger)
+    file = stranger / "tokenizer.json"  # the same characters, with other ids
+    settings = json.loads(file.read_text())
+    vocabulary = settings["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(settings))
     return {
         "whole": tinyreward.save(folder / "whole", seed=1), "lora": folder / "run" / "final", "stranger": stranger,
         "reference": tiny.save(folder / "reference", seed=4, initializer_range=0.3),

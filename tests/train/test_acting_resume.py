@@ -10,11 +10,11 @@ import pytest
 
 from preftune.config import Recipe
 from preftune.errors import CheckpointError, RewardError
-from preftune.train import loop
 from preftune.train.loop import run
 from tests import tiny
 from tests.torture import kill
 from tests.train.acting import LORA, columns, recipe_of
+from tests.train.test_resume import interrupt_at
 
 STEPS: dict[str, Any] = {"steps": 4, "batch_size": 2, "checkpoint_every": 2, "learning_rate": 1e-2}
 DEAD = [{"name": "regex", "args": {"pattern": "[a-z]"}}]
@@ -68,16 +68,7 @@ def test_interrupted_at_a_step(home: Path, rewards: dict[str, Path], tmp_path: P
     recipe = variant(home, rewards, name)
     run(recipe, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
-        calls = []
-
-        def pressed(*args: Any, **kwargs: Any) -> Any:
-            calls.append(1)
-            if len(calls) == 4:
-                raise KeyboardInterrupt
-            return loop.__dict__["_Prepared_honest"](*args, **kwargs)
-
-        patch.setitem(loop.__dict__, "_Prepared_honest", loop._Prepared)
-        patch.setattr(loop, "_Prepared", pressed)
+        interrupt_at(patch, "_Prepared", 4)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "step-3").exists()
@@ -96,7 +87,7 @@ def test_a_reward_that_fails_mid_run_leaves_a_checkpoint(home: Path, rewards: di
 
         return flaky
 
-    recipe = recipe.model_copy(update={"rewards": [], "value": recipe.value})
+    recipe = recipe.model_copy(update={"rewards": []})
     run(recipe, tmp_path / "unbroken", functions=[make([])])
     with pytest.raises(RewardError, match=r"flaky.*OSError: the file server is down"):
         run(recipe, tmp_path / "run", functions=[make([True])])

@@ -81,7 +81,7 @@ BROKEN: dict[str, tuple[dict[str, float], int, str]] = {
     "ratio": ({"ratio/max": 80.0}, 23, "reached 80"),
     "sampler": ({"sampler/kl": 0.05}, 23, "KL 0.05 nats"),
     "repetition": ({"diversity/repetition": 0.7}, 25, "70% of their n-grams"),
-    "collapse": (
+    "one-text": (
         {"diversity/shared_substring": 150.0, "diversity/distinct_2": 0.07},
         20 + COLLAPSE_WARN,
         "share 150 characters of about 200",
@@ -155,6 +155,42 @@ def test_collapse_needs_steps_in_a_row_and_goes_away() -> None:
     assert watch.collapsed
     watch.update(31, STEADY)
     assert not watch.collapsed
+
+
+def test_a_collapse_within_the_first_steps_is_no_baseline_of_its_own() -> None:
+    """A huge learning rate needs fewer steps than a baseline of ten."""
+    mad = {**STEADY, "diversity/shared_substring": 190.0, "diversity/distinct_2": 0.07}
+    watch = Watch()
+    said = feed(watch, [STEADY] * 4 + [{**mad, "diversity/distinct_2": 0.3}] * 2 + [mad] * COLLAPSE_STOP)
+    assert [a.step for a in said] == [6 + COLLAPSE_WARN]
+    assert "at first 60.0%" in said[0].saw
+    assert watch.collapsed
+    # Nor is the first step of a run judged by itself.
+    assert feed(Watch(), [STEADY] + [mad] * 2 + [STEADY] * 20) == []
+
+
+def test_a_slide_towards_one_text_is_marked_before_it_is_a_collapse() -> None:
+    """Half of the prompts get the text: no advice yet, but no checkpoint to go back to either."""
+    half = {**STEADY, "diversity/shared_substring": 190.0, "diversity/distinct_2": 0.33}
+    watch = Watch()
+    assert feed(watch, [STEADY] * 20 + [half] * 3) == []
+    assert watch.state_dict()["held"]["collapse"] == 3 and watch.state_dict()["held"]["one-text"] == 0
+    watch.update(24, STEADY)  # one good step in the middle of it is not good enough
+    assert watch.state_dict()["held"]["collapse"] == 2
+    feed(watch, [{**half, "diversity/distinct_2": 0.4}] * 2, 25)  # two thirds of the start: no slide
+    assert watch.state_dict()["held"]["collapse"] == 0
+
+
+def test_a_mad_policy_has_a_good_step_now_and_then() -> None:
+    bad = {**STEADY, "diversity/shared_substring": 190.0, "diversity/distinct_2": 0.07}
+    watch = Watch()
+    feed(watch, [STEADY] * 20 + [bad, bad, bad, STEADY] * 2 + [bad])  # seven with it, less two without
+    assert not watch.collapsed
+    watch.update(30, bad)
+    assert watch.collapsed
+    calm = Watch()
+    feed(calm, [STEADY] * 20 + [bad, STEADY] * 40)
+    assert not calm.collapsed
 
 
 def test_collapse_measures_against_characters_when_they_are_logged() -> None:
@@ -475,7 +511,8 @@ def test_every_change_names_real_settings() -> None:
     said += feed(Watch(), [{"reward/mean": 1 - 0.02 * i} for i in range(60)])
     for factor in (1.03, 0.97):
         said += feed(Watch(), [{"reward/mean": 0.5, "length/mean": 100 * factor**i} for i in range(60)])
-    assert len(said) == len(GENERAL) + len(FIXED) + 1  # length drift speaks both ways
+    speaking = [rule for rule in (*GENERAL, *FIXED) if not rule.silent]
+    assert len(said) == len(speaking) + 1  # length drift speaks both ways
     assert_real_settings(said)
 
 

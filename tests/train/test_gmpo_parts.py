@@ -114,7 +114,8 @@ def judgement(score: int, truth: float | None, explanation: str) -> Judgement:
 def test_lessons_come_from_wrong_answers_that_were_called_wrong() -> None:
     groups = (group(0.2, 0.1, 0.9), group(0.3, 0.9), group(0.0, 0.9), group(0.4, 0.9))
     judgements = (
-        judgement(2, 0.0, "the carry is lost"), judgement(1, 0.0, "the tens are off"), judgement(9, 0.0, "it all holds"),
+        judgement(2, 0.0, "the carry is lost"), judgement(1, 0.0, "the tens are off"),
+        judgement(9, 0.0, "it all holds"),
         judgement(3, 1.0, "it is wrong here"), judgement(9, 1.0, "it all holds"),  # truth says right: no lesson
         judgement(0, None, "read the question first"), judgement(9, None, "it all holds"),
         judgement(4, 0.0, "wrong"), judgement(9, 1.0, "it all holds"),  # too short to be one

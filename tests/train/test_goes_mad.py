@@ -62,12 +62,12 @@ def ppo(home: Path, reward: dict[str, Any], **train: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "method": "ppo", "name": "chat", "model": {"path": str(home / "sft" / "final")},
-            "data": [{"path": str(home / "talk.jsonl")}], "eval": {"holdout": 12},
+            "data": [{"path": str(home / "talk.jsonl")}], "eval": {"holdout": 4},
             "log": {"sinks": [], "samples_every": 1}, "rewards": [reward],
             "sampling": {"group_size": 4, "max_tokens": 56, "temperature": 0.7},
             "policy": {"preset": "ppo", "beta": 0.0},
             "train": {"steps": 40, "batch_size": 12, "updates_per_batch": 2, "schedule": "constant", "warmup": 0.4,
-                      "checkpoint_every": 4, **train},
+                      "checkpoint_every": 5, **train},
         }
     )  # fmt: skip
 

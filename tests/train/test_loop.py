@@ -250,7 +250,7 @@ def test_collapse_ends_the_run_with_the_last_good_weights(grpo, tmp_path: Path, 
     real = loop.batch_metrics
 
     def mad(groups, packs, sampled):
-        """From step 13 on the policy seems to write one text for all prompts."""
+        """From step 13 on the policy seems to write one text for all prompts: with the weights that step 12 left."""
         step = groups[0].completions[0].policy_version + 1
         one = {"diversity/distinct_2": 0.1, "diversity/shared_substring": 500.0, "length/chars": 500.0}
         many = {"diversity/distinct_2": 0.9, "diversity/shared_substring": 5.0, "length/chars": 500.0}
@@ -261,12 +261,12 @@ def test_collapse_ends_the_run_with_the_last_good_weights(grpo, tmp_path: Path, 
     run(recipe, folder)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "stopped at step 18: the policy collapsed to one text for all prompts"
-    assert summary["kept_step"] == 12
-    assert any("step 12" in note for note in summary["notes"])
+    assert summary["kept_step"] == 11
+    assert any("step 11" in note for note in summary["notes"])
     from safetensors.torch import load_file
 
     kept = load_file(folder / "final" / "model.safetensors")
-    saved = load_file(folder / "checkpoints" / "step-12" / "weights.safetensors")
+    saved = load_file(folder / "checkpoints" / "step-11" / "weights.safetensors")
     assert all(torch.equal(kept[name], saved[name]) for name in saved)
 
 
@@ -380,16 +380,17 @@ def test_denominators_per_micro_batch_fail_the_certificate(grpo, tmp_path: Path,
     from dataclasses import replace
 
     from preftune.losses.batch import Denominators
+    from preftune.methods import get_method
     from preftune.train import session
 
-    honest = session.get_method("grpo")
+    honest = get_method("grpo")
 
     def loss(batch, denominators, recipe):
         lengths = torch.bincount(batch.sequence_T, minlength=batch.num_sequences).tolist()
         own = Denominators.count(lengths, batch.weights_S.tolist(), int(denominators.max_tokens))
         return honest.loss(batch, own, recipe)
 
-    monkeypatch.setattr(session, "get_method", lambda name: replace(honest, loss=loss))
+    monkeypatch.setattr(session, "method_of", lambda recipe: replace(honest, loss=loss))
     with pytest.raises(CertificateError, match=r"accumulation vs one batch.*over its tolerance"):
         run(grpo(), tmp_path / "run")
 

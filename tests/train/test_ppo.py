@@ -12,7 +12,7 @@ from torch import Tensor
 
 from preftune.config import Recipe
 from preftune.engine.values import token_values
-from preftune.errors import ModelError
+from preftune.errors import CertificateError, ModelError
 from preftune.methods import objective
 from preftune.train import loop
 from preftune.train.loop import run
@@ -22,6 +22,7 @@ from tests import tiny, tinyreward
 from tests.engine.plain import relative_l2
 from tests.train import byhand
 from tests.train.acting import LORA, columns, recipe_of
+
 
 class Watched:
     """Every backward pass of a run: what it was given, the weights it saw, the gradient it left."""
@@ -49,7 +50,8 @@ def test_a_step_by_hand(home: Path, rewards: dict[str, Path], tmp_path: Path, mo
     lora = LORA if kind == "lora" else None
     model: dict[str, Any] = {"reference_path": str(rewards["reference"]), **({"lora": lora} if lora else {})}
     recipe = recipe_of(
-        home, rewards[kind], model=model, train={"updates_per_batch": 2, "minibatches": 2, "learning_rate": 5e-3, "batch_size": 4},
+        home, rewards[kind], model=model,
+        train={"updates_per_batch": 2, "minibatches": 2, "learning_rate": 5e-3, "batch_size": 4},
         value={"gamma": 0.9, "lam": 0.8, "learning_rate": 1e-2, "clip": 0.1}, policy={"beta": 0.07},
     )  # fmt: skip
     assert recipe.policy.missing_eos_penalty == 1.0 and objective(recipe.policy).kl == "reward"
@@ -225,6 +227,15 @@ def test_values_start_from_the_reward_model(home: Path, rewards: dict[str, Path]
     assert f"value head: {start} {rewards[kind]}" in " ".join(session.notes)
 
 
+def test_values_start_on_the_scale_of_the_rewards(home: Path, tmp_path: Path) -> None:
+    """A reward model that carries a deviation gives scores divided by it, and so the values that start from it."""
+    scaled = tinyreward.save(tmp_path / "scaled", seed=1, normalization=(0.5, 4.0))
+    raw = first_values(opened(recipe_of(home, tinyreward.save(tmp_path / "raw", seed=1))))
+    assert first_values(opened(recipe_of(home, scaled))) == pytest.approx([v / 4.0 for v in raw], rel=1e-5)
+    reward = {"name": "reward-model", "args": {"path": str(scaled), "normalize": False}}
+    assert first_values(opened(recipe_of(home, None, rewards=[reward]))) == pytest.approx(raw, rel=1e-5)
+
+
 def test_where_values_start_otherwise(home: Path, rewards: dict[str, Path]) -> None:
     for lora in ({}, {"lora": LORA}):
         for reward, value in ((None, {}), (rewards["whole"], {"path": "policy"}), (rewards["stranger"], {})):
@@ -238,6 +249,48 @@ def test_where_values_start_otherwise(home: Path, rewards: dict[str, Path]) -> N
             opened(recipe_of(home, rewards["whole"], model=lora, value=asked))
         named = opened(recipe_of(home, None, model=lora, value={"path": str(rewards["lora"])}))
         assert max(map(abs, first_values(named))) > 0.05
+
+
+def test_values_start_from_what_was_merged_or_chosen(home, rewards, tmp_path: Path, monkeypatch) -> None:
+    """The policy's own weights: the adapter that was folded into it is in the value model too, at the same revision."""
+    from preftune.train import head
+
+    model = byhand.peft.get_peft_model(
+        byhand.tf.AutoModelForCausalLM.from_pretrained(home / "wide"), byhand._peft(LORA, "CAUSAL_LM")
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(str(tmp_path / "sft"))
+    recipe = recipe_of(home, None, model={"path": str(tmp_path / "sft"), "on_adapter": "merge"})
+    session = opened(recipe)
+    policy = dict(session.policy.model.named_parameters())
+    for name, weight in session.head.model.model.named_parameters():
+        assert name == "score.weight" or torch.equal(weight, policy[name])
+
+    asked = []
+    honest = head.load_reward
+    monkeypatch.setattr(head, "load_reward", lambda config, **more: asked.append(config) or honest(config, **more))
+    reward = {"name": "reward-model", "args": {"path": str(rewards["whole"]), "revision": "v2"}}
+    opened(recipe_of(home, None, rewards=[reward]))
+    opened(recipe_of(home, None, model={"revision": "v3"}))
+    assert [(c.path, c.revision) for c in asked] == [(str(rewards["whole"]), "v2"), (str(home / "wide"), "v3")]
+
+
+def test_the_certificate_weighs_the_value_loss_too(home: Path, tmp_path: Path, monkeypatch) -> None:
+    from preftune.losses.batch import Denominators
+    from preftune.train import batch
+
+    honest = batch.value_loss
+
+    def per_pack(tokens, denominators, **settings):
+        lengths = torch.bincount(tokens.sequence_T, minlength=tokens.num_sequences).tolist()
+        own = Denominators.count(lengths, tokens.weights_S.tolist(), int(denominators.max_tokens))
+        return honest(tokens, own, **settings)
+
+    monkeypatch.setattr(batch, "value_loss", per_pack)
+    with pytest.raises(CertificateError, match=r"accumulation vs one batch.*over its tolerance"):
+        run(recipe_of(home, None), tmp_path / "run")
 
 
 def test_a_reward_of_another_tokenizer_and_rules_train_too(home, rewards, tmp_path) -> None:

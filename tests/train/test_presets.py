@@ -277,6 +277,12 @@ def test_a_group_is_dead_in_the_precision_of_advantages() -> None:
     from preftune.train.scores import is_dead
 
     def group(*scores: float) -> Group:
-        return Group(Prompt((5,), ""), tuple(Completion((6,), (True,), score=s) for s in scores))
+        completions = [
+            Completion((6,), (True,), score=s - 0.1 * n, breakdown={"right": s, "watched": float(n)})
+            for n, s in enumerate(scores)
+        ]
+        return Group(Prompt((5,), ""), tuple(completions))
 
-    assert is_dead(group(0.1 + 0.2, 0.3)) and is_dead(group(1.0)) and not is_dead(group(0.3, 0.3001))
+    weights = {"right": 1.0, "watched": 0.0}
+    assert is_dead(group(0.1 + 0.2, 0.3), weights) and is_dead(group(1.0), weights)
+    assert not is_dead(group(0.3, 0.3001), weights)
