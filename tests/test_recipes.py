@@ -884,3 +884,14 @@ def test_any_recipe_is_refused_or_resolved(base: dict[str, Any], over: dict[str,
 def test_any_text_is_refused_or_read(text: str) -> None:
     with contextlib.suppress(UsageError):
         parse(text, "r.yaml")
+
+
+def test_a_revision_that_later_rounds_would_lose_is_refused() -> None:
+    raw = {
+        "method": "iterative-dpo", "model": {"path": "some/model", "revision": "v2"}, "data": {"path": "d.jsonl"},
+        "rewards": [{"name": "exact"}], "train": {"steps": 1}, "repeat": 2, "collect": {"reference": "first"},
+    }  # fmt: skip
+    with pytest.raises(UsageError, match=r"model.revision: with collect.reference: first"):
+        resolve(raw)
+    assert len(resolve({**raw, "model": {**raw["model"], "lora": {"r": 2}}}).stages) == 2
+    assert len(resolve({**raw, "collect": {"reference": "previous"}}).stages) == 2

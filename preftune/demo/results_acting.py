@@ -121,8 +121,8 @@ def _introduction(method: Method, seeds: Sequence[int]) -> str:
         f"The task of `preftune demo {method}` over seeds {', '.join(map(str, seeds))}: the chat base of the dpo "
         "section answers, and a reward model scores it that was trained just before on 640 pairs of a friendly and a "
         f"stiff reply, both on topic. {how} No checkpoint is chosen. The same {SIZES['test']} held-out topics "
-        f"with {ROWS_PER_TOPIC} prompts each as there, answers at temperature 1; intervals are 95 %, over topics. The control is the same run "
-        "with a coin in the reward model's place."
+        f"with {ROWS_PER_TOPIC} prompts each as there, answers at temperature 1; intervals are 95 %, over topics. "
+        "The control is the same run with a coin in the reward model's place."
     )
 
 

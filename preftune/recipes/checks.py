@@ -48,6 +48,7 @@ def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterat
             *_rewards(recipe, has_functions),
             *_lone_answers(recipe, has_functions),
             *_policy(recipe),
+            *_rounds(recipe),
             *_loss(recipe),
             *_measuring(recipe),
             *_references(recipe, earlier),
@@ -136,6 +137,17 @@ def _lone_answers(recipe: Recipe, has_functions: bool) -> Iterator[tuple[Path, s
             ("rewards", counting[0][0], "args", "mode"),
             f"a {modes[0]} judge compares answers to one prompt, and eval draws one answer to each; give a reward "
             "beside it that scores an answer alone (a pointwise judge, a rule), or no eval rows",
+        )
+
+
+def _rounds(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """What `repeat` can't keep: a reference is named by a path, without a revision."""
+    first = recipe.repeat > 1 and recipe.collect.reference == "first" and recipe.model.reference_path is None
+    if first and recipe.model.revision is not None and recipe.model.lora is None:
+        yield (
+            ("model", "revision"),
+            "with collect.reference: first later rounds load the first model by its path alone; give the folder of "
+            "that revision as model.path",
         )
 
 

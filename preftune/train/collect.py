@@ -84,7 +84,7 @@ def describe(session: Session) -> dict[str, Any]:
 
 def draw_scored(session: Session, *, score: bool = True) -> list[Group]:
     """`sampling.group_size` answers to every training prompt, scored."""
-    from preftune.train.session import seed_everything
+    from preftune.train.setup import seed_everything
 
     recipe = session.recipe
     # The policy is part of the seed: else rounds would draw nearly the same answers where it hardly moved.

@@ -20,7 +20,6 @@ from preftune.config import Recipe
 from preftune.engine.pack import Pack
 from preftune.errors import CheckpointError, PreftuneError
 from preftune.losses.batch import Additive, merge_metrics
-from preftune.objectives import objective
 from preftune.recipes import dump
 from preftune.records import Group
 from preftune.signals import adapted_beta
@@ -40,6 +39,7 @@ from preftune.train.checkpoint import (
 )
 from preftune.train.collect import FILE as COLLECTED
 from preftune.train.collect import collect
+from preftune.train.draw import Clock, draw_batch
 from preftune.train.evaluation import Measurement, difference, load_measurement, measure, save_texts, to_json
 from preftune.train.folder import (
     check_same_recipe,
@@ -56,8 +56,8 @@ from preftune.train.observe import batch_metrics, sample_records
 from preftune.train.optim import set_learning_rate
 from preftune.train.progress import Progress
 from preftune.train.result import FINISHED, STOPPED, RunResult, finished_result, write_summary
-from preftune.train.scores import is_dead
-from preftune.train.session import Session, seed_everything
+from preftune.train.session import Session
+from preftune.train.setup import seed_everything
 
 if TYPE_CHECKING:
     from preftune.train.gmpo import Gmpo
@@ -117,7 +117,7 @@ class _Prepared:
     batch: Batch
     metrics: dict[str, float]
     memory: dict[str, Any]
-    clock: _Clock
+    clock: Clock
 
 
 class _Loop:
@@ -148,7 +148,6 @@ class _Loop:
         self._lengths: dict[str, int] = {}
         self.journals: dict[str, Journal] = {}
         self.sinks: list[Sink] = []
-        self._drawn: Sequence[Group] = ()
         self._doing: tuple[str, Sequence[Group]] = ("start", ())  # for the message when memory runs out
 
     # --- the whole run ----------------------------------------------------------------------------------------
@@ -233,13 +232,16 @@ class _Loop:
     def _prepare(self, step: int) -> _Prepared:
         """Sample, score and compare one batch; no weight changes here."""
         session = self.session
-        clock = _Clock()
+        clock = Clock()
         seed_everything(self.recipe.seed, step)
         groups = session.batch_of(step)
         extra: dict[str, float] = {}
         memory = dict(session.memory)
+        as_sampled: Sequence[Group] = ()
         if session.method.samples:
-            groups, extra, memory = self._sampled(groups, step, clock)
+            self._doing = ("sample", groups)
+            drawn = draw_batch(session, groups, step, clock)
+            groups, extra, memory, as_sampled = drawn.groups, drawn.metrics, drawn.memory, drawn.as_sampled
         elif session.gmpo is not None:
             groups, extra, memory = session.score(groups, step=step - 1)
             clock.lap("reward")
@@ -255,58 +257,10 @@ class _Loop:
         clock.lap("reference")
         if not (self.folder / "certificate.json").exists():
             write_certificate(
-                self.folder / "certificate.json", certify_start(session, groups, self._drawn), session.precision
+                self.folder / "certificate.json", certify_start(session, groups, as_sampled), session.precision
             )
             clock.lap("certificate")
         return _Prepared(groups, batch, extra | batch.facts, memory, clock)
-
-    def _sampled(
-        self, wanted: Sequence[Group], step: int, clock: _Clock
-    ) -> tuple[list[Group], dict[str, float], dict[str, Any]]:
-        """The batch's prompts with completions and scores; groups without spread replaced, where the recipe says so."""
-        session = self.session
-        bound = objective(self.recipe.policy).resample if session.gmpo is None else 0
-        groups, metrics, memory = self._draw(wanted, step, 0, clock)
-        if not bound:
-            return groups, metrics, memory
-        size = len(wanted)
-        weights = session.rewards.weights
-        alive, dead = [g for g in groups if not is_dead(g, weights)], [g for g in groups if is_dead(g, weights)]
-        drawn, rounds = size, 0
-        used = {group.prompt.ids for group in wanted}
-        while len(alive) < size and rounds < bound:
-            rounds += 1
-            more = session.further_prompts(step, rounds, size, used)
-            if not more:
-                break
-            used |= {group.prompt.ids for group in more}
-            found, _, memory = self._draw(more, step, rounds, clock)
-            alive += [g for g in found if not is_dead(g, weights)]
-            drawn += len(more)
-        metrics |= {"resample/rounds": float(rounds), "resample/prompts": float(drawn)}
-        # When the bound is reached the batch is filled up: a smaller one would be another batch size for the loss.
-        groups = (alive + dead)[:size]
-        metrics["resample/missing"] = float(max(size - len(alive), 0))
-        return groups, metrics, memory
-
-    def _draw(
-        self, wanted: Sequence[Group], step: int, attempt: int, clock: _Clock
-    ) -> tuple[list[Group], dict[str, float], dict[str, Any]]:
-        session, recipe = self.session, self.recipe
-        self._doing = ("sample", wanted)
-        plain = [group.prompt for group in wanted]
-        asked = plain if session.gmpo is None else session.gmpo.prompts(plain, session.memory["gmpo"])
-        drawn = session.rollout(
-            asked, recipe.sampling.group_size, recipe.sampling,
-            seed=recipe.seed * 1_000_003 + step + attempt * 7_919_000_003, policy_version=step - 1,
-        )  # fmt: skip
-        self._drawn = drawn
-        if session.gmpo is not None:
-            drawn = session.gmpo.with_plain_prompts(drawn, plain)
-        clock.lap("sample")
-        scored = session.score(drawn, step=step - 1)
-        clock.lap("reward")
-        return scored
 
     def _update(self, step: int, prepared: _Prepared) -> dict[str, float]:
         """The optimizer's updates on one batch. Returns the step's metrics."""
@@ -584,22 +538,6 @@ class _Loop:
         }  # fmt: skip
         write_summary(result, status, facts)
         return result
-
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self.last
-        self.last = now
-
-    def total(self, name: str) -> None:
-        self.seconds[name] = time.perf_counter() - self.start
 
 
 def _collapsing(state: Mapping[str, Any]) -> bool:

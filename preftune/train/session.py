@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,19 +12,17 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 
 from preftune.config import Recipe, SamplingConfig
 from preftune.engine import Engine
 from preftune.engine.values import ScalarHead, token_values
-from preftune.errors import DataError, ModelError, PreftuneError, UsageError
+from preftune.errors import DataError, PreftuneError, UsageError
 from preftune.methods import Evidence, Method, method_of, needs_rewards, objective, preference
-from preftune.models import Policy, load_policy
-from preftune.models.given import read_adapter
-from preftune.models.reward import RewardModel, load_reward
-from preftune.records import Completion, Group, Prompt, TokenCounts
+from preftune.models import Policy
+from preftune.models.reward import RewardModel
+from preftune.records import Group, Prompt, TokenCounts
 from preftune.rewards import RewardSet, build_rewards
 from preftune.sampling.base import Progress as SamplingProgress
 from preftune.sampling.base import Rollout, distribution_of
@@ -34,19 +31,29 @@ from preftune.sampling.rollouts import find_rollout
 from preftune.tokens import TokenContract
 from preftune.train.batch import Batch, LogProbs, kept_logprobs, make_batch
 from preftune.train.head import make_value_head
-from preftune.train.optim import make_optimizer
 from preftune.train.progress import Progress
 from preftune.train.reference import ReferenceStore, build_store, default_folder, live_reference
 from preftune.train.rows import (
-    Splits,
-    balanced_weight,
     check_vocabulary,
-    label_balance,
     read_splits,
     tokenise,
     with_template,
 )
 from preftune.train.scores import less_penalties, with_notes
+from preftune.train.setup import (
+    balanced,
+    first_memory,
+    is_live,
+    learners_of,
+    load_model,
+    needs_visited_kl,
+    scored_only,
+    set_reference,
+    shared_base_of,
+    step_count,
+    token_budget,
+    uses_bf16,
+)
 
 if TYPE_CHECKING:
     from preftune.train.gmpo import Gmpo
@@ -125,12 +132,12 @@ class Session:
             # Rewards first: a misspelt one must not cost a model's loading time.
             # A reward model writes nothing to score; rewards it inherits are another stage's.
             wanted = [] if method.reads == "scores" else recipe.rewards
-            shared_base = _shared_base(recipe)
+            shared_base = shared_base_of(recipe)
             rewards = opened.enter_context(
                 build_rewards(wanted, functions, base_dir or Path.cwd(), shared_base=shared_base)
             )
             loaded = read_splits(recipe, base_dir)
-            policy = _load(recipe, method)
+            policy = load_model(recipe, method)
             contract = TokenContract(policy.tokenizer, with_template(recipe.tokens, base_dir), policy.generation_eos)
             if recipe.tokens.chat_template is not None:
                 # The saved model must render as it was trained.
@@ -139,10 +146,10 @@ class Session:
             check_vocabulary(policy, splits)
             data_metrics: dict[str, float] = {}
             if method.compares == "labels":
-                recipe, data_metrics["kto/balance"] = _balanced(recipe, splits["train"], notes)
+                recipe, data_metrics["kto/balance"] = balanced(recipe, splits["train"], notes)
             if method.needs_reference(recipe):
-                _set_reference(policy, recipe, live=_is_live(recipe, method))
-            bf16 = _bf16(recipe, policy)
+                set_reference(policy, recipe, live=is_live(recipe, method))
+            bf16 = uses_bf16(recipe, policy)
             engine = Engine(policy, mode=recipe.model.attention, bf16=bf16)
             facts = {name: rows.facts for name, rows in loaded.items()}
             notes += rewards.share(engine)
@@ -153,15 +160,15 @@ class Session:
 
                 gmpo = Gmpo.open(
                     recipe, policy=policy, engine=engine, contract=contract, base_dir=base_dir,
-                    budget=_budget(recipe, method, policy.device, splits), train=splits["train"],
+                    budget=token_budget(recipe, method, policy.device, splits), train=splits["train"],
                 )  # fmt: skip
-            parameters, optimizer = _learners(recipe, policy, head, gmpo)
+            parameters, optimizer = learners_of(recipe, policy, head, gmpo)
             session = cls(
                 recipe, method, policy, engine, contract, rewards, optimizer, parameters, splits["train"],
-                splits["validation"], splits["test"], counts, facts, _steps(recipe, len(splits["train"])), progress,
-                _budget(recipe, method, policy.device, splits), notes=notes, data_metrics=data_metrics,
+                splits["validation"], splits["test"], counts, facts, step_count(recipe, len(splits["train"])), progress,
+                token_budget(recipe, method, policy.device, splits), notes=notes, data_metrics=data_metrics,
                 multi_turn=find_rollout(recipe.sampling, contract, base_dir), head=head, gmpo=gmpo,
-                memory=_first_memory(recipe, method, gmpo),
+                memory=first_memory(recipe, method, gmpo),
             )  # fmt: skip
             session._note()
             opened.pop_all()
@@ -231,7 +238,8 @@ class Session:
         if self.method.tempered and not drawn.is_plain:
             self.notes.append(
                 "training samples are drawn from another distribution than the trainer scores (top_k, top_p, min_p or "
-                "repetition_penalty is set): importance ratios are biased; leave them at their defaults when training"
+                "repetition_penalty is set): policy.sampler_cap corrects for that only within what was drawn; leave "
+                "them at their defaults when training"
             )
         if self.rewards.names:
             self.notes.extend(f"reward {line}" for line in self.rewards.describe())
@@ -338,7 +346,7 @@ class Session:
             metrics = scored.metrics | {"reward/skipped": scored.skipped / max(count, 1)}
             kept = list(with_notes(scored.groups, scored.extras))
             if self.gmpo is None or not self.gmpo.critical:
-                kept = [Group(g.prompt, some) for g in kept if (some := _scored_only(g))]
+                kept = [Group(g.prompt, some) for g in kept if (some := scored_only(g))]
                 kept, taken = less_penalties(kept, self.recipe)
                 metrics |= taken
         if self.gmpo is not None:
@@ -354,16 +362,16 @@ class Session:
         """Train on these groups instead of the prompts that were loaded."""
         self.train = list(groups)
         self._orders = None
-        self.steps = _steps(self.recipe, len(self.train))
+        self.steps = step_count(self.recipe, len(self.train))
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        self.budget = _budget(self.recipe, self.method, self.policy.device, splits)
+        self.budget = token_budget(self.recipe, self.method, self.policy.device, splits)
 
     def prepare_reference(self) -> None:
         """On a fixed data set: get the reference's log-probs of everything that the run will ask for. Before any
         weight changes, a checkpoint's included."""
         recipe = self.recipe
         self.check_batches()
-        if not self.method.needs_reference(recipe) or _is_live(recipe, self.method):
+        if not self.method.needs_reference(recipe) or is_live(recipe, self.method):
             return
         folder = recipe.train.reference_cache
         self.progress.begin("scoring with the reference")
@@ -487,151 +495,3 @@ class Session:
         ]
         beta = memory.get("beta", objective(self.recipe.policy).beta)
         return {"kl/sequence": fmean(sums), "kl/beta": beta, "reward/kl_penalty": beta * fmean(sums)}
-
-
-def seed_everything(seed: int, step: int) -> None:
-    """Seed every generator that a step may draw from, so that a step depends on (seed, step) and on no history.
-    The sampler draws from its own; torch's serves LoRA dropout, the others a user's reward."""
-    mixed = seed * 1_000_003 + step
-    random.seed(mixed)
-    numpy.random.seed(mixed % 2**32)
-    torch.manual_seed(mixed % 2**63)
-
-
-def needs_visited_kl(recipe: Recipe) -> bool:
-    """Whether GMPO's answers are not drawn from the policy as it is trained."""
-    settings = recipe.gmpo
-    return settings.beta > 0.0 and bool(settings.answers == "data" or settings.meta_prompt or settings.lessons)
-
-
-def _is_live(recipe: Recipe, method: Method) -> bool:
-    """Whether the reference runs beside the policy, instead of once before training."""
-    return method.samples or method.name == "gmpo" or method.own_words or recipe.train.reference_logprobs == "live"
-
-
-def _set_reference(policy: Policy, recipe: Recipe, *, live: bool) -> None:
-    """Make sure that there is a reference: another model, or a frozen copy where the policy's own weights move."""
-    path = recipe.model.reference_path
-    if path is None:
-        if live:
-            policy.keep_reference()
-        return
-    given = recipe.model.model_copy(
-        update={"path": path, "revision": None, "lora": None, "on_adapter": None, "reference": None,
-                "reference_path": None, "gradient_checkpointing": False}
-    )  # fmt: skip
-    if read_adapter(given) is not None:
-        given = given.model_copy(update={"on_adapter": "merge"})
-    other = load_policy(given, seed=recipe.seed)
-    if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-        raise ModelError(
-            f"model.reference_path {path} has another tokenizer than {recipe.model.path}: their log-probs speak of "
-            "different tokens; give a model of the same family"
-        )
-    policy.frozen = other.model.requires_grad_(False).eval()
-    policy.lineage += f"; the reference is {path}"
-
-
-def _learners(
-    recipe: Recipe, policy: Policy, head: ScalarHead | None, gmpo: Gmpo | None
-) -> tuple[list[tuple[str, nn.Parameter]], torch.optim.AdamW]:
-    """Everything that one optimizer trains: the policy, then a value head or critic at learning rates of their own."""
-    parameters = policy.trainable()
-    roles: list[tuple[list[tuple[str, nn.Parameter]], float | None]] = []
-    if head is not None:
-        roles.append((head.parameters(), recipe.value.learning_rate))
-    if gmpo is not None:
-        roles.append((gmpo.parameters(), recipe.gmpo.critic.learning_rate))
-    optimizer = make_optimizer(parameters, recipe.train, roles)
-    return [*parameters, *(one for some, _ in roles for one in some)], optimizer
-
-
-def _first_memory(recipe: Recipe, method: Method, gmpo: Gmpo | None) -> dict[str, Any]:
-    memory: dict[str, Any] = {}
-    if method.tempered and recipe.policy.kl_target is not None:
-        memory["beta"] = objective(recipe.policy).beta
-    if gmpo is not None:
-        memory["gmpo"] = gmpo.memory()
-    return memory
-
-
-def _scored_only(group: Group) -> tuple[Completion, ...]:
-    return tuple(c for c in group.completions if c.score is not None)
-
-
-def _shared_base(recipe: Recipe) -> str | None:
-    """The bare base that the policy's adapter will stand on, where it stands on one."""
-    model = recipe.model
-    if model.on_adapter not in (None, "continue", "fresh") or (model.lora is None and model.on_adapter != "continue"):
-        return None
-    given = read_adapter(model)
-    return model.path if given is None else given.base
-
-
-def _load(recipe: Recipe, method: Method) -> Policy:
-    if method.reads == "scores":
-        return load_reward(recipe.model, seed=recipe.seed)
-    return load_policy(recipe.model, seed=recipe.seed, needs_reference=method.needs_reference(recipe))
-
-
-def _balanced(recipe: Recipe, groups: Sequence[Group], notes: list[str]) -> tuple[Recipe, float]:
-    """The recipe with λ_D as a number, and λ_D·n_D / (λ_U·n_U). The notes get it in words."""
-    good, bad = label_balance(groups, recipe.loss.label_threshold)
-    loss = recipe.loss
-    if not good:
-        raise DataError(
-            f"no training completion is desirable: none of {bad} scores reaches loss.label_threshold "
-            f"{loss.label_threshold:g}. Ranks have no grade of their own (method dpo takes them); for grades lower it"
-        )
-    if not bad:
-        notes.append("every training completion is desirable: nothing says what to avoid; sft does the same for less")
-    weight = loss.desirable_weight
-    if weight == "auto":
-        weight = balanced_weight(good, bad, loss.undesirable_weight)
-    notes.append(
-        f"{good} desirable and {bad} undesirable completions; λ_D {weight:.3g}, λ_U {loss.undesirable_weight:.3g}"
-    )
-    balance = weight * good / (loss.undesirable_weight * bad) if bad else math.inf
-    return recipe.model_copy(update={"loss": loss.model_copy(update={"desirable_weight": weight})}), balance
-
-
-SMALL_PACK, LARGE_PACK = 2048, 8192
-"""A CPU is as fast with small packs, whose activations stay near its caches; a GPU wants large ones."""
-
-
-def _budget(recipe: Recipe, method: Method, device: torch.device, splits: Splits) -> int:
-    """Tokens of one packed forward pass: the recipe's number, or one that holds the largest group without waste."""
-    if recipe.train.max_tokens_per_batch is not None:
-        return recipe.train.max_tokens_per_batch
-    together = 2 if method.compares == "pairs" else 1  # completions that must share a pack
-    group, unit, longest_prompt, longest = 0, 0, 0, 0
-    prompts, completions = 0, 0
-    for one in (g for groups in splits.values() for g in groups):
-        lengths = sorted(len(c.ids) for c in one.completions)
-        if method.completions == "policy":
-            lengths = [recipe.sampling.max_tokens] * recipe.sampling.group_size
-        prompt = len(one.prompt.ids)
-        group = max(group, prompt + sum(lengths))
-        unit = max(unit, prompt + sum(lengths[-together:]))
-        longest_prompt, longest = max(longest_prompt, prompt), max([longest, *lengths])
-        prompts, completions = prompts + prompt * len(lengths), completions + sum(lengths)
-    # With long prompts a method that contrasts saves a pass where its whole batch fits one pack.
-    joint = method.contrast is not None and 2 * completions < prompts
-    if method.contrast is not None:
-        unit = longest_prompt + longest  # a prompt may meet any other's completion
-    floor = LARGE_PACK if device.type == "cuda" or joint else SMALL_PACK
-    return max(floor, min(group, LARGE_PACK), unit)
-
-
-def _bf16(recipe: Recipe, policy: Policy) -> bool:
-    if recipe.train.precision == "auto":
-        return policy.device.type == "cuda"
-    return recipe.train.precision == "bf16"
-
-
-def _steps(recipe: Recipe, rows: int) -> int:
-    if recipe.train.steps is not None:
-        return recipe.train.steps
-    if recipe.train.epochs is None:
-        raise UsageError("how long to train is missing: give train.steps or train.epochs")
-    return max(1, math.ceil(recipe.train.epochs * rows / recipe.train.batch_size))

@@ -15,7 +15,8 @@ from preftune.errors import DataError, ModelError, PreftuneError, UsageError
 from preftune.train.dry_run import dry_run
 from preftune.train.loop import run
 from preftune.train.progress import Progress
-from preftune.train.session import Session, seed_everything
+from preftune.train.session import Session
+from preftune.train.setup import seed_everything
 from tests import tiny
 
 
