@@ -7,7 +7,6 @@ style and nothing about topics, so staying on topic is up to the method.
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,7 +15,7 @@ from preftune.demo.chat_base import STEPS as BASE_STEPS
 from preftune.demo.chat_base import build_base
 from preftune.demo.grpo import print_table
 from preftune.demo.preferences import GOAL, MEASURED, ROWS_PER_TOPIC, TRAINING, write_task
-from preftune.errors import UsageError
+from preftune.demo.shared import check_free, close, run_recipe
 
 Method: TypeAlias = Literal["ppo", "iterative-dpo"]
 
@@ -102,20 +101,13 @@ def run(method: Method, *, output: Path, seed: int = 0, quick: bool = False) -> 
     Raises:
         UsageError: `output` exists.
     """
-    from preftune.pipeline import run_pipeline
-    from preftune.recipes import dump, resolve
-
-    if output.exists() and any(output.iterdir()):
-        raise UsageError(f"{output} exists already; remove it or name another folder with --output")
-    start = time.perf_counter()
+    start = check_free(output)
     print("1/3 a tiny base model learns to chat, mostly stiffly", file=sys.stderr)
     base = build_base(output / "base", seed, steps=20 if quick else BASE_STEPS)
     write_task(output / "data", seed)
-    pipeline = resolve(recipe(method, base, output / "data", output / method, seed, quick=quick))
-    (output / "recipe.yaml").write_text(dump(pipeline), encoding="utf-8")
+    settings = recipe(method, base, output / "data", output / method, seed, quick=quick)
     print(f"2/3 a reward model learns what is friendly; then {_WORDS[method]}", file=sys.stderr)
-    result = run_pipeline(pipeline)
-    assert result is not None  # only a dry run has no result
+    result = run_recipe(settings, output)
     print("3/3 done", file=sys.stderr)
     title = (
         f"{ROWS_PER_TOPIC * SIZES['test']} held-out prompts, temperature 1, {SIZES['test']} topics; 95 % intervals in "
@@ -130,10 +122,7 @@ def run(method: Method, *, output: Path, seed: int = 0, quick: bool = False) -> 
                 f"round {number}: {title}", _ROWS, stage.before["test"], stage.after["test"], stage.difference["test"]
             )
         print_table(f"first model → round {ROUNDS}", _ROWS, first.before["test"], last.after["test"], {})
-    print(f"report: {result.report}")
-    print(f"run again: preftune run {output / 'recipe.yaml'} --output ANOTHER_FOLDER")
-    print(f"{time.perf_counter() - start:.0f} s in all")
-    return 0
+    return close(result, output, start)
 
 
 _WORDS: dict[Method, str] = {

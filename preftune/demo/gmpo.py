@@ -13,9 +13,8 @@ import json
 import random
 import re
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -30,8 +29,8 @@ from preftune.demo.arithmetic import problems
 from preftune.demo.base import CARRY_SHARE, ROWS_PER_STEP, STEPS, Teacher, base_recipe, build_tokenizer, random_model
 from preftune.demo.base import train_base as train
 from preftune.demo.grpo import ACCURACY, TEST_ROWS, WELL_FORMED_REWARD, print_table, write_task
+from preftune.demo.shared import check_free, close, run_recipe
 from preftune.engine.forward import Engine
-from preftune.errors import UsageError
 from preftune.models.loading import load_policy
 from preftune.models.roles import add_role
 from preftune.records import Group
@@ -217,22 +216,14 @@ def run(*, output: Path, seed: int = 0, quick: bool = False, control: bool = Fal
     Raises:
         UsageError: `output` exists.
     """
-    from preftune.pipeline import run_pipeline
-    from preftune.recipes import dump, resolve
-
-    if output.exists() and any(output.iterdir()):
-        raise UsageError(f"{output} exists already; remove it or name another folder with --output")
-    start = time.perf_counter()
+    start = check_free(output)
     print("1/3 a tiny base model learns sums from someone who forgets to carry", file=sys.stderr)
     base = build_base(output / "base", seed, steps=QUICK_BASE if quick else STEPS)
     write_data(output / "data", seed)
     steps = (2, 10) if quick else (GMPO_STEPS, COLD_START)
-    pipeline = resolve(gmpo_recipe(base, output / "data", output / "gmpo", seed, *steps))
-    (output / "recipe.yaml").write_text(dump(pipeline), encoding="utf-8")
+    settings = gmpo_recipe(base, output / "data", output / "gmpo", seed, *steps)
     print("2/3 a critic learns to see errors, and the policy learns from its scores", file=sys.stderr)
-    with shuffled_scores(seed) if control else nullcontext():
-        result = run_pipeline(pipeline)
-    assert result is not None  # only a dry run has no result
+    result = run_recipe(settings, output, shuffled_scores(seed) if control else None)
     print("3/3 done", file=sys.stderr)
     last, title = result.last, f"{TEST_ROWS} held-out problems, greedy; 95 % intervals in brackets"
     print_table(title, _ROWS, last.before["test"], last.after["test"], last.difference["test"])
@@ -242,10 +233,7 @@ def run(*, output: Path, seed: int = 0, quick: bool = False, control: bool = Fal
     ]
     told = [f"{m['critic/agreement']:.2f}" if "critic/agreement" in m else "–" for m in judged]
     print(f"the critic puts a right answer above a wrong one (0.5: by chance, 1: always): {told[0]} → {told[1]}")
-    print(f"report: {result.report}")
-    print(f"run again: preftune run {output / 'recipe.yaml'} --output ANOTHER_FOLDER")
-    print(f"{time.perf_counter() - start:.0f} s in all")
-    return 0
+    return close(result, output, start)
 
 
 _ROWS = {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from preftune.demo.arithmetic import WELL_FORMED, Split, problems, take, write_rows
 from preftune.demo.base import CARRY_SHARE, STEPS, build_base
-from preftune.errors import UsageError
+from preftune.demo.shared import check_free, close, run_recipe
 
 TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 4000, 200, 500
 GRPO_STEPS = 60
@@ -72,27 +71,17 @@ def run(*, output: Path, seed: int = 0, quick: bool = False) -> int:
     Raises:
         UsageError: `output` exists.
     """
-    from preftune.pipeline import run_pipeline
-    from preftune.recipes import dump, resolve
-
-    if output.exists() and any(output.iterdir()):
-        raise UsageError(f"{output} exists already; remove it or name another folder with --output")
-    start = time.perf_counter()
+    start = check_free(output)
     print("1/3 a tiny base model learns sums from someone who forgets to carry", file=sys.stderr)
     base = build_base(output / "base", seed, steps=20 if quick else STEPS)
     write_task(output / "data", seed)
-    pipeline = resolve(grpo_recipe(base, output / "data", output / "grpo", seed, 4 if quick else GRPO_STEPS))
-    (output / "recipe.yaml").write_text(dump(pipeline), encoding="utf-8")
+    settings = grpo_recipe(base, output / "data", output / "grpo", seed, 4 if quick else GRPO_STEPS)
     print("2/3 measured on held-out problems, then GRPO: the answer is right or it is not", file=sys.stderr)
-    result = run_pipeline(pipeline)
-    assert result is not None  # only a dry run has no result
+    result = run_recipe(settings, output)
     print("3/3 done", file=sys.stderr)
     last, title = result.last, f"{TEST_ROWS} held-out problems, greedy; 95 % intervals in brackets"
     print_table(title, _ROWS, last.before["test"], last.after["test"], last.difference["test"])
-    print(f"report: {result.report}")
-    print(f"run again: preftune run {output / 'recipe.yaml'} --output ANOTHER_FOLDER")
-    print(f"{time.perf_counter() - start:.0f} s in all")
-    return 0
+    return close(result, output, start)
 
 
 _ROWS = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-import time
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ from preftune.demo.chat import SIZES, Kind, Split, marked, pairs, preference, wr
 from preftune.demo.chat_base import STEPS as BASE_STEPS
 from preftune.demo.chat_base import build_base
 from preftune.demo.grpo import print_table
-from preftune.errors import UsageError
+from preftune.demo.shared import check_free, close, run_recipe
 
 Method: TypeAlias = Literal["dpo", "kto", "reward"]
 
@@ -140,20 +139,13 @@ def run(method: Method, *, output: Path, seed: int = 0, quick: bool = False) -> 
     Raises:
         UsageError: `output` exists.
     """
-    from preftune.pipeline import run_pipeline
-    from preftune.recipes import dump, resolve
-
-    if output.exists() and any(output.iterdir()):
-        raise UsageError(f"{output} exists already; remove it or name another folder with --output")
-    start = time.perf_counter()
+    start = check_free(output)
     print("1/3 a tiny base model learns to chat, mostly stiffly", file=sys.stderr)
     base = build_base(output / "base", seed, steps=20 if quick else BASE_STEPS)
     write_task(output / "data", seed)
-    pipeline = resolve(recipe(method, base, output / "data", output / method, seed, 4 if quick else None))
-    (output / "recipe.yaml").write_text(dump(pipeline), encoding="utf-8")
+    settings = recipe(method, base, output / "data", output / method, seed, 4 if quick else None)
     print(f"2/3 measured on topics that no preference speaks of, then {_WORDS[method]}", file=sys.stderr)
-    result = run_pipeline(pipeline)
-    assert result is not None  # only a dry run has no result
+    result = run_recipe(settings, output)
     print("3/3 done", file=sys.stderr)
     last = result.last
     print_table(
@@ -161,10 +153,7 @@ def run(method: Method, *, output: Path, seed: int = 0, quick: bool = False) -> 
         f"{SIZES['test']} topics; 95 % intervals in brackets",
         _ROWS, last.before["test"], last.after["test"], last.difference["test"],
     )  # fmt: skip
-    print(f"report: {result.report}")
-    print(f"run again: preftune run {output / 'recipe.yaml'} --output ANOTHER_FOLDER")
-    print(f"{time.perf_counter() - start:.0f} s in all")
-    return 0
+    return close(result, output, start)
 
 
 _WORDS: dict[Method, str] = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from preftune.cli.demo import execute
-from preftune.demo import METHODS, run_demo
+from preftune.demo import METHODS, results_acting, results_presets, run_demo
+from preftune.demo.results import SECTIONS, page
 from preftune.demo.results import main as results
-from preftune.demo.results import page
 from preftune.demo.results_chat import Arm, by_topic, section
 from preftune.errors import UsageError
 
@@ -35,6 +35,20 @@ def test_quick_chat_demos(method: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert ("friendly and on topic" in printed) == (method != "reward")
     assert (tmp_path / "demo" / method / "report.html").exists()
     assert f"method: {method}" in (tmp_path / "demo" / "recipe.yaml").read_text(encoding="utf-8")
+    with pytest.raises(UsageError, match="exists already"):
+        run_demo(method, output=tmp_path / "demo", quick=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ppo", "iterative-dpo"])
+def test_quick_acting_demos(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_demo(method, output=tmp_path / "demo", quick=True) == 0
+    printed = capsys.readouterr().out
+    assert "reward model's score" in printed and "report.html" in printed and "30 topics" in printed
+    stages = ["ppo"] if method == "ppo" else ["round-1", "round-2", "round-3"]
+    for stage in ("reward", *stages):
+        assert (tmp_path / "demo" / method / stage / "report.html").exists()
+    assert (tmp_path / "demo" / method / "rounds.json").exists() == (method == "iterative-dpo")
     with pytest.raises(UsageError, match="exists already"):
         run_demo(method, output=tmp_path / "demo", quick=True)
 
@@ -73,7 +87,11 @@ def test_sections_of_the_page_are_replaced_one_by_one() -> None:
     assert page(first, {}, quick=False) == first
     second = page(first, {"dpo": ["## dpo", "", "c"]}, quick=False)
     assert re.findall("^(?:## .*|[a-z])$", second, re.MULTILINE) == ["## grpo", "b", "## dpo", "c"]
-    assert set(METHODS) == {"grpo", "dpo", "kto", "reward"}
+    assert (
+        set(METHODS) == {"grpo", "dpo", "kto", "reward", "ppo", "iterative-dpo", "gmpo"} == set(SECTIONS) - {"presets"}
+    )
+    hyphen = page("", {"iterative-dpo": ["## iterative-dpo", "", "a"]}, quick=False)
+    assert page(hyphen, {"grpo": ["## grpo", "", "b"]}, quick=False).count("## iterative-dpo") == 1
 
 
 def _arm(before: list[float], after: list[float]) -> Arm:
@@ -94,3 +112,46 @@ def test_the_section_counts_topics_and_not_rows() -> None:
     # margins 1, 1, -1, 1, 1, 1: (5 · log(1 + e⁻¹) + log(1 + e)) / 6 = 0.480; the control's are all 0: log 2
     assert "| 3 | 0.480 | 0.693 | 0.667 | 0.000 |" in lines
     assert any(line.startswith("| control") and "+0.0 points |" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_quick_results_of_acting_and_presets(tmp_path: Path) -> None:
+    path = tmp_path / "results.md"
+    common = ["--quick", "--seeds", "4", "--page", str(path), "--output"]
+    assert results(["iterative-dpo", *common, str(tmp_path / "acting")]) == 0
+    text = path.read_text(encoding="utf-8")
+    assert text.count("control: scored by a coin") == 8  # four tables, one seed and all of them
+    assert len(re.findall(r"^\| reward model \| 4 \| [123] \|", text, re.MULTILINE)) == 3
+    assert "Round 3 against round 1, all seeds" in text
+
+
+def test_acting_sections_count_wins_and_topics() -> None:
+    def rows(values: list[float]) -> dict[str, list[float]]:
+        return dict.fromkeys((*results_acting.PARTS, results_acting.SCORER), values)
+
+    topics = list("aabb")
+    better = results_acting.Arm(
+        rows([0.0] * 4), [rows([1.0, 0.0, 0.0, 0.0]), rows([1.0, 1.0, 0.0, 0.0]), rows([1.0, 1.0, 1.0, 1.0])], topics,
+        {"kl/sequence": 0.0}, {"kl/sequence": 2.5}, False, 9.0,
+    )  # fmt: skip
+    flat = results_acting.Arm(rows([0.0] * 4), [rows([0.0] * 4)] * 3, topics, {}, {}, True, 9.0)
+    lines = results_acting.section("iterative-dpo", {7: {True: better, False: flat}}, "a machine")
+    # Round 3 beats the first model on all four prompts; against round 2 it wins two and ties two, by topic ½ and 1.
+    assert any(line.startswith("| reward model | 7 | 3 | 100.0 %") and "| 75.0 % (" in line for line in lines)
+    assert any(line.startswith("| coin | 7 | 3 | 50.0 %") for line in lines)
+    # round 3 less round 1, by topic: ½ and 1
+    assert any("all seeds: +75.0 points" in line and "No round is significantly worse" in line for line in lines)
+    told = results_acting.section("ppo", {7: {True: better, False: flat}}, "a machine")
+    assert any("+100.0 and +100.0, so it is reached" in line for line in told)
+    assert any(line.startswith("| 7 | 0.00 → 2.50 |") and line.endswith("| no |") for line in told)
+
+
+def test_the_presets_section_counts_steps_to_ninety() -> None:
+    def arm(after: list[float], curve: dict[int, float]) -> results_presets.Arm:
+        return results_presets.Arm([0.0, 0.0], after, curve, 10, 160.0, 2.0, 1.0, 5.0)
+
+    good, bad = arm([1.0, 1.0], {0: 0.1, 10: 0.5, 20: 0.95}), arm([1.0, 0.0], {0: 0.1, 10: 0.2})
+    found = dict.fromkeys(results_presets.PRESETS, good)
+    lines = results_presets.section({1: found, 2: {**found, "gspo": bad}}, "a machine")
+    assert any(line.startswith("| `dapo` | 0.0 %") and "| 100.0, 100.0 | 20 | 160 |" in line for line in lines)
+    assert any(line.startswith("| `gspo` |") and "| 100.0, 50.0 | not reached by 1 |" in line for line in lines)
