@@ -349,7 +349,9 @@ class GmpoConfig(Strict):
     answers: Literal["policy", "data"] = Field(
         "policy", description="the policy answers at every step, or the data's own answers are used (offline)"
     )
-    baseline: Literal["group", "batch"] = Field("group", description="mean score of the prompt's answers, or of all")
+    baseline: Literal["group", "batch", "none"] = Field(
+        "group", description="mean score of the prompt's answers, or of all; none: scores are advantages already"
+    )
     temperature: float | Literal["dynamic"] = Field(
         "dynamic", description="τ, or dynamic: τ₀ times the recent deviation of scores"
     )

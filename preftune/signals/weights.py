@@ -15,7 +15,7 @@ from torch import Tensor
 
 from preftune.signals.groups import _checked, _group_sums, group_spread
 
-Baseline: TypeAlias = Literal["group", "batch"]
+Baseline: TypeAlias = Literal["group", "batch", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class RowWeights:
 
 
 def baseline_advantages(rewards_S: Tensor, group_S: Tensor, baseline: Baseline) -> tuple[Tensor, Tensor]:
-    """A = r − b, and b, with b the mean reward of the completion's group or of the whole batch.
+    """A = r − b, and b, with b the mean reward of the completion's group or of the whole batch; 0 for `none`, where
+    the rewards are advantages already.
 
     Raises:
         ValueError: a reward that is not finite, shapes that differ, an unknown baseline.
@@ -45,8 +46,10 @@ def baseline_advantages(rewards_S: Tensor, group_S: Tensor, baseline: Baseline) 
         baseline_S = _group_sums(rewards_S, group_S)[group_S] / size_S
     elif baseline == "batch":
         baseline_S = rewards_S.mean().expand_as(rewards_S)
+    elif baseline == "none":
+        baseline_S = torch.zeros_like(rewards_S)
     else:
-        raise ValueError(f"unknown baseline {baseline!r}; choose group or batch")
+        raise ValueError(f"unknown baseline {baseline!r}; choose group, batch or none")
     return rewards_S - baseline_S, baseline_S
 
 
@@ -79,14 +82,14 @@ def exponential_weights(
 
 
 def pooled_variance(groups: list[list[float]], baseline: Baseline) -> float:
-    """Variance of the last groups' rewards, divided by n: around each group's own mean (`group`), or around the mean
-    of all (`batch`). 0 without rewards; a group without any counts nothing."""
+    """Variance of the last groups' rewards, divided by n: around each group's own mean (`group`), around the mean of
+    all (`batch`), or around 0 (`none`). 0 without rewards; a group without any counts nothing."""
     groups = [group for group in groups if group]
     if not groups:
         return 0.0
-    if baseline == "batch":
+    if baseline != "group":
         values = [value for group in groups for value in group]
-        mean = math.fsum(values) / len(values)
+        mean = math.fsum(values) / len(values) if baseline == "batch" else 0.0
         return math.fsum((value - mean) ** 2 for value in values) / len(values)
     squares, count = 0.0, 0
     for group in groups:

@@ -132,7 +132,7 @@ class Gmpo:
     def prepare(self, progress: Bar) -> list[str]:
         """The critic's cold start, on a run that begins. Returns sentences for the run's notes."""
         if self.critic is None or not self.learns or not self.settings.critic.cold_start:
-            return list(self.notes)
+            return []
         progress.begin("answers for the critic's cold start")
         answers = self._first_answers(progress)
         progress.begin("cold start of the critic")
@@ -141,7 +141,7 @@ class Gmpo:
             self.critic, answers, max_grad_norm=self.recipe.train.max_grad_norm, progress=progress.tick,
             learning_rate=self.recipe.train.learning_rate if rate is None else rate,
         )  # fmt: skip
-        return [*self.notes, *said]
+        return said
 
     def _first_answers(self, progress: Bar) -> list[Group]:
         """Answers to training prompts: the data's own, or drawn by the policy as it is now."""

@@ -30,7 +30,8 @@ def weigh(
     """w = exp(min(A / τ, ln w_max)) of every answer, in order; with notes and metrics (docs/methods/gmpo.md).
 
     With `baseline: batch` answers are compared over the whole batch, so it is the batch that is left out when its
-    rewards are equal, and a prompt with one answer counts.
+    rewards are equal, and a prompt with one answer counts. With `baseline: none` nothing is compared, and nothing left
+    out.
 
     Args:
         buffer: rewards of the last groups, those of this batch among them; a dynamic τ follows their variance.
@@ -47,7 +48,7 @@ def weigh(
     together_S = group_S if settings.baseline == "group" else torch.zeros_like(group_S)
     weights_S = exponential_weights(
         advantages_S, rewards_S, together_S, temperature=temperature, max_weight=settings.max_weight,
-        min_spread=settings.min_spread,
+        min_spread=0.0 if settings.baseline == "none" else settings.min_spread,
     )  # fmt: skip
     rows = zip(rewards_S.tolist(), baseline_S.tolist(), advantages_S.tolist(), weights_S.tolist(), strict=True)
     notes = tuple(

@@ -142,6 +142,7 @@ class _Loop:
         self.best: dict[str, Any] | None = None
         self.since_best = 0
         self.stopped: str | None = None
+        self.told: list[str] = []  # what only the run's beginning could say
         self.pending = False  # the step is done, its validation is not
         # True where `step`, weights, optimizer and journals belong together, so that they may be saved.
         self.whole = False
@@ -224,8 +225,9 @@ class _Loop:
         start = time.perf_counter()
         seed_everything(self.recipe.seed, 0)
         for note in gmpo.prepare(self.session.progress):
-            self.session.notes.append(note)
+            self.told.append(note)
             self.session.progress.say(note)
+        self.session.notes.extend(self.told)
         self.seconds["critic before training"] = time.perf_counter() - start
         self._settle()
 
@@ -434,6 +436,7 @@ class _Loop:
             "lengths": self._lengths,
             "origin": self.origin,
             "memory": self.session.memory,
+            "told": self.told,
         }
 
     def _resume(self) -> dict[str, int]:
@@ -453,6 +456,8 @@ class _Loop:
         restore(restored, self.session.parameters, self.session.optimizer)
         self.session.fresh = False
         self.session.memory = dict(state["memory"])
+        self.told = list(state["told"])
+        self.session.notes.extend(self.told)
         self.step = self.saved_step = restored.step
         self.watch.load_state_dict(state["watch"])
         self.best, self.since_best, self.stopped = state["best"], state["since_best"], state["stopped"]

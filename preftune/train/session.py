@@ -233,6 +233,8 @@ class Session:
         if self.engine.mode == "padded":
             self.notes.append(self.engine.reason)
         drawn = distribution_of(self.recipe.sampling)
+        if self.gmpo is not None:
+            self.notes.extend(self.gmpo.notes)
         if self.head is not None:
             self.notes.append(f"value head: {self.head.lineage}")
         if self.method.tempered and not drawn.is_plain:

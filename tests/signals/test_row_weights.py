@@ -47,7 +47,7 @@ def test_baselines_of_one_and_of_none(kind):
 
 
 def test_baselines_refuse_what_they_cannot_average():
-    with pytest.raises(ValueError, match="unknown baseline 'best'; choose group or batch"):
+    with pytest.raises(ValueError, match="unknown baseline 'best'; choose group, batch or none"):
         baseline_advantages(f64(1.0), long(0), "best")
     with pytest.raises(ValueError, match="score 1 is nan"):
         baseline_advantages(f64(1.0, math.nan), long(0, 0), "group")
@@ -159,3 +159,13 @@ def test_dynamic_temperature_standardises_advantages(kind, width):
     half = dynamic_temperature(pooled_variance(groups, kind), scale=0.5, low=1e-3, high=1e3)
     assert statistics.pstdev((advantages / half).tolist()) == pytest.approx(2.0, abs=1e-5)
     assert dynamic_temperature(pooled_variance(groups, kind), scale=1.0, low=50.0, high=60.0) == 50.0
+
+
+def test_scores_that_are_advantages_already():
+    rewards, groups = f64(0.5, -0.25, -0.25), long(0, 1, 1)
+    advantages, baseline = baseline_advantages(rewards, groups, "none")
+    assert advantages.tolist() == rewards.tolist() and baseline.tolist() == [0.0, 0.0, 0.0]
+    # around 0 and not around a mean: (0.25 + 0.0625 + 0.0625) / 3
+    assert pooled_variance([[0.5], [-0.25, -0.25]], "none") == pytest.approx(0.125)
+    weights = exponential_weights(advantages, rewards, groups, temperature=0.5, max_weight=20.0, min_spread=0.0)
+    assert weights.tolist() == pytest.approx([math.e, math.exp(-0.5), math.exp(-0.5)])

@@ -293,7 +293,8 @@ def test_the_critic_learns_every_nth_step(gmpo: Make, scripted: type[Scripted]) 
 def test_without_a_truth_the_critic_is_frozen_and_the_run_says_so(gmpo: Make, scripted: type[Scripted]) -> None:
     made, train = opened(gmpo(critic={"truth": None}))
     assert made.parameters() == [] and not made.learns and made.critical
-    (note,) = made.prepare(_Bar())
+    assert made.prepare(_Bar()) == []
+    (note,) = made.notes
     assert "stays frozen" in note
     scored, metrics, _ = made.score(answered(made, train[:2]), 0, made.memory())
     assert made.learn(scored, 1) == {} and "critic/agreement" not in metrics
