@@ -141,7 +141,22 @@ def _use(session: Session, groups: Sequence[Group]) -> None:
         f"collected: {len(answers)} answers to {len(groups)} prompts, mean score {mean:.4g}; {len(kept)} prompts and "
         f"{trained} answers are trained on"
     )
+    flat = _without_choice(session, groups, kept)
+    if flat:
+        session.notes.append(
+            f"{flat} of the {len(kept)} prompts have answers of one score alone, so the one that is trained on is as "
+            "good as any: set collect.min_score to what a good answer scores, or collect.spread_only"
+        )
     session.retrain_on(kept)
+
+
+def _without_choice(session: Session, groups: Sequence[Group], kept: Sequence[Group]) -> int:
+    """Prompts whose best answer is no better than their worst, where the recipe asks for the best and sets no bar."""
+    settings = session.recipe.collect
+    if session.method.name != "rft" or settings.min_score is not None or settings.spread_only:
+        return 0
+    prompts = {group.prompt.ids for group in kept}
+    return sum(group.prompt.ids in prompts and len(set(group.scores)) < 2 for group in groups if group.completions)
 
 
 def _why(session: Session) -> str:

@@ -350,3 +350,14 @@ def test_a_missing_reward_model_costs_no_draw(
                 with pytest.raises(ModelError, match=rf"reward 'reward-model' can't use args.path .*: .*{message}"):
                     run(made, tmp_path / "run")
     assert not [p for p in (tmp_path / "run").iterdir() if not p.name.startswith(".")]
+
+
+def test_best_answers_that_are_no_better_than_the_worst_are_told(home: Path, tmp_path: Path) -> None:
+    def same(completions: list[str], **columns: Any) -> list[float]:
+        return [0.0 for _ in completions]
+
+    said = "have answers of one score alone, so the one that is trained on is as good as any"
+    for name, settings, told in (("plain", {}, True), ("bar", {"min_score": 0.0}, False)):
+        run(recipe(home, "rft", collect=settings), tmp_path / name, functions=[same])
+        notes = json.loads((tmp_path / name / "summary.json").read_text(encoding="utf-8"))["notes"]
+        assert any(said in note for note in notes) == told, name
