@@ -86,10 +86,11 @@ def section(results: Mapping[int, Mapping[str, Arm]], machine: str) -> list[str]
         "",
         f"The task of `make demo` over seeds {seeds}, {GRPO_STEPS} steps of 16 prompts with 8 answers, learning rate "
         f"1e-4 for all, {TEST_ROWS} test problems a seed, greedy, checkpoint chosen on 200 validation problems. gspo "
-        "makes 2 passes in 2 minibatches (with one update a batch its ratio is 1); the others make one update, with which "
-        "cispo's gradient is grpo's. “Steps to 90 %” is the first measurement (every 10 steps) with 90 % of the validation problems right, the largest of "
-        "the seeds. Nothing was tuned for a preset: a learning rate that suits one may not suit another, so this shows "
-        "that they all work and what they cost, and not which one is best.",
+        "makes 2 passes in 2 minibatches (with one update a batch its ratio is 1); the others make one update, with "
+        "which cispo's gradient is grpo's. “Steps to 90 %” is the first measurement (every 10 steps) with 90 % of the "
+        "validation problems right, the largest of the seeds. Nothing was tuned for a preset: a learning rate that "
+        "suits one may not suit another, so this shows that they all work and what they cost, and not which one is "
+        "best.",
         "",
         "| preset | right before | right after, all seeds | difference | by seed | steps to 90 % | prompts drawn | "
         "sampling, s | update, s | whole run, s |",
