@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from preftune.signals import Pairs, RowWeights, TokenSignal
 
 
+Nested: TypeAlias = "list[list[Tensor]]"
+"""[group][completion] → one value per trained token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What a signal may read besides scores; each is None where the method does not ask for it.
@@ -34,9 +38,9 @@ class Evidence:
         row_weights: weights that depend on earlier batches (GMPO's temperature).
     """
 
-    old: list[list[Tensor]] | None = None
-    reference: list[list[Tensor]] | None = None
-    values: list[list[Tensor]] | None = None
+    old: Nested | None = None
+    reference: Nested | None = None
+    values: Nested | None = None
     beta: float | None = None
     reward_weights: Mapping[str, float] = field(default_factory=dict)
     row_weights: RowWeights | None = None
@@ -81,7 +85,8 @@ def advantages(groups: Sequence[Group], recipe: Recipe, evidence: Evidence) -> T
         weights_R = torch.tensor([float(evidence.reward_weights[name]) for name in names])
         return normalized_advantages(scores_SR, weights_R, group_S)
     if chosen.kl == "reward" and chosen.beta > 0.0:
-        scores_S = scores_S - _beta(chosen, evidence) * _kl_sums(evidence)
+        assert evidence.old is not None and evidence.reference is not None
+        scores_S = scores_S - _beta(chosen, evidence) * kl_of_completions(groups, evidence.old, evidence.reference)
     return group_advantages(scores_S, group_S, chosen.advantage)
 
 
@@ -93,16 +98,15 @@ def _beta(chosen: Objective, evidence: Evidence) -> float:
     return chosen.beta if evidence.beta is None else evidence.beta
 
 
-def _kl_sums(evidence: Evidence) -> Tensor:
-    """Σ log π − log π₀ of each completion, [S]: k1, summed."""
+def kl_of_completions(groups: Sequence[Group], old: Nested, reference: Nested) -> Tensor:
+    """Summed k1 of each completion, [S], from log-probs as [group][completion] → tokens."""
     import torch
 
-    assert evidence.old is not None and evidence.reference is not None
-    return torch.stack([
-        (mine - theirs).sum()
-        for row, reference in zip(evidence.old, evidence.reference, strict=True)
-        for mine, theirs in zip(row, reference, strict=True)
-    ])  # fmt: skip
+    from preftune.signals import sequence_kl
+
+    old_T, reference_T = (torch.cat([t for row in rows for t in row]) for rows in (old, reference))
+    lengths_S = torch.tensor([c.length for group in groups for c in group.completions], dtype=torch.long)
+    return sequence_kl(old_T, reference_T, lengths_S)
 
 
 def _gae(groups: Sequence[Group], recipe: Recipe, evidence: Evidence, scores_S: Tensor) -> TokenSignal:

@@ -95,7 +95,7 @@ def _policy_fields(row: Method, recipe: Recipe | None) -> tuple[list[str], str]:
         why = f"method {row.name} takes no policy gradient"
         return [f"policy.{field}" for field in every if field not in _SCORING], why
     if row.name == "human":
-        unused = (*_SCORING, "resample", "combine", "kl_target", "kl_horizon")
+        unused = (*_SCORING, "resample", "combine", "kl_target", "kl_horizon", "sampler_cap")
         return [f"policy.{field}" for field in unused], "people's scores are taken as they are"
     return [], ""
 

@@ -20,6 +20,7 @@ from preftune.signals.tokens import (
     explained_variance,
     gae,
     overlong_penalty,
+    sequence_kl,
     token_rewards,
     whiten,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "overlong_penalty",
     "pooled_variance",
     "preference_pairs",
+    "sequence_kl",
     "token_rewards",
     "whiten",
 ]

@@ -56,6 +56,17 @@ def token_rewards(
     return rewards_T.index_add(0, last_S[written_S], scores_S.detach().to(rewards_T.dtype)[written_S])
 
 
+def sequence_kl(logprobs_T: Tensor, reference_T: Tensor, lengths_S: Tensor) -> Tensor:
+    """Σ_t log π(y_t) − log π₀(y_t) of each completion, (S,), in nats, no gradient: the estimator k1, summed. Its mean
+    over samples of π is KL(π‖π₀) of whole completions; RLOO takes β times it off the score. 0 without tokens.
+
+    References:
+        Schulman 2020, "Approximating KL divergence"; Ahmadian et al. 2024, eq. 2.
+    """
+    owner_T = torch.arange(len(lengths_S), device=lengths_S.device).repeat_interleave(lengths_S)
+    return logprobs_T.new_zeros(len(lengths_S)).index_add(0, owner_T, logprobs_T - reference_T).detach()
+
+
 def gae(rewards_T: Tensor, values_T: Tensor, lengths_S: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation within each completion, whose value after the last token is 0.
 

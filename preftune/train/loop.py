@@ -251,11 +251,11 @@ class _Loop:
         batch = session.make_batch(groups, memory)
         if session.gmpo is not None:
             groups = list(batch.groups)
-        if "beta" in memory and "kl/sequence" in batch.facts:
+        policy = self.recipe.policy
+        if policy.kl_target is not None and "kl/sequence" in batch.facts:
             memory["beta"] = adapted_beta(
-                memory["beta"], batch.facts["kl/sequence"], self.recipe.policy.kl_target or 1.0,
-                len(batch.weights_S), self.recipe.policy.kl_horizon,
-            )  # fmt: skip
+                memory["beta"], batch.facts["kl/sequence"], policy.kl_target, len(batch.weights_S), policy.kl_horizon
+            )
         clock.lap("reference")
         if not (self.folder / "certificate.json").exists():
             write_certificate(

@@ -19,6 +19,7 @@ from preftune.config import Recipe, SamplingConfig
 from preftune.engine import Engine
 from preftune.engine.values import ScalarHead, token_values
 from preftune.errors import DataError, PreftuneError, UsageError
+from preftune.formulas import kl_of_completions
 from preftune.methods import Evidence, Method, method_of, needs_rewards, objective, preference
 from preftune.models import Policy
 from preftune.models.reward import RewardModel
@@ -466,7 +467,7 @@ class Session:
         )  # fmt: skip
         batch.facts.update(told)
         if old is not None and reference is not None and self._kl_inside:
-            batch.facts.update(self._kl_facts(old, reference, memory))
+            batch.facts.update(self._kl_facts(groups, old, reference, memory))
         return batch
 
     @property
@@ -489,11 +490,9 @@ class Session:
             return kept or self.engine.score(groups, self.budget, temperature=self.temperature), False
         return None, False
 
-    def _kl_facts(self, old: LogProbs, reference: LogProbs, memory: Mapping[str, Any]) -> dict[str, float]:
-        sums = [
-            float((mine - theirs).sum())
-            for row, other in zip(old, reference, strict=True)
-            for mine, theirs in zip(row, other, strict=True)
-        ]
+    def _kl_facts(
+        self, groups: Sequence[Group], old: LogProbs, reference: LogProbs, memory: Mapping[str, Any]
+    ) -> dict[str, float]:
+        mean = float(kl_of_completions(groups, old, reference).mean())
         beta = memory.get("beta", objective(self.recipe.policy).beta)
-        return {"kl/sequence": fmean(sums), "kl/beta": beta, "reward/kl_penalty": beta * fmean(sums)}
+        return {"kl/sequence": mean, "kl/beta": beta, "reward/kl_penalty": beta * mean}

@@ -278,3 +278,13 @@ def test_overlong_of_cut_completions():
     long, cut = torch.tensor([10, 10, 100, 95]), torch.tensor([True, False, True, False])
     assert overlong_penalty(long, cut, 100, 0.1).tolist() == pytest.approx([1, 0, 1, 0.5], abs=1e-6)
     assert overlong_penalty(long, cut, 100, 0.0).tolist() == [0, 0, 0, 0]
+
+
+def test_the_kl_of_whole_completions_by_hand():
+    from preftune.signals import sequence_kl
+
+    mine, theirs = torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -1.0, -0.75])
+    # 0.5 − 1.0 for two tokens, nothing for none, 0.25 for one
+    found = sequence_kl(mine, theirs, torch.tensor([2, 0, 1]))
+    assert found.tolist() == pytest.approx([-0.5, 0.0, 0.25])
+    assert sequence_kl(mine[:0], theirs[:0], torch.tensor([0, 0])).tolist() == [0.0, 0.0]
