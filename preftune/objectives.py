@@ -134,7 +134,10 @@ PREFERENCE_LOSSES: dict[str, Preference] = {
 KTO = Preference(
     "kto", "ratio", fields=frozenset({"beta", "desirable_weight", "undesirable_weight", "label_threshold"})
 )
-BRADLEY_TERRY = Preference("bradley-terry", "score", center=0.01, fields=frozenset({"margin", "center", "pairs"}))
+BRADLEY_TERRY = Preference(
+    "bradley-terry", "score", center=0.01,
+    fields=frozenset({"margin", "center", "pairs", "p_max", "g_max", "generator"}),
+)  # fmt: skip
 
 
 def preference(recipe: Recipe) -> Preference:

@@ -21,6 +21,7 @@ from preftune.config import TokensConfig
 from preftune.data.split import shared_context
 from preftune.errors import DataError, ModelError
 from preftune.records import Completion, Content, Example, Group, Prompt, TokenCounts
+from preftune.token_ends import token_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,6 +89,7 @@ class TokenContract:
         self.eos_id = eos[0] if eos else min(self.eos_ids)
         self.pad_id = self.eos_id if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self._eos_texts = {text: i for text, i in special.items() if i in self.eos_ids}
+        self._pieces: dict[int, str] = {}
 
     # ---------------------------------------------------------------------------------------------- public
 
@@ -149,12 +151,9 @@ class TokenContract:
                 f"sampling.max_tokens {max_new_tokens} leaves no room for a prompt: the model has {context_length} "
                 "positions; lower sampling.max_tokens"
             )
-        rows: list[_Row] = []
+        rows: list[Tokenised] = []
         for done, example in enumerate(examples, 1):
-            group, without_eos = self._group(example) if with_completions else (Group(self.prompt(example), ()), 0)
-            texts = _texts(example, with_completions=with_completions)
-            special = any(self._special.search(text) for text in texts)
-            rows.append(_Row(group, without_eos, special, any(map(self._has_unknown, texts))))
+            rows.append(self.tokenise(example, with_completions=with_completions))
             if progress is not None:
                 progress(done, len(examples))
 
@@ -166,7 +165,7 @@ class TokenContract:
             if cutoff is not None and len(row.group.prompt.ids) > cutoff:
                 reasons[f"prompt above percentile {self._config.drop_above_percentile:g} ({cutoff} tokens)"] += 1
                 continue
-            kept, reason = self._fit(row.group, context_length, max_new_tokens)
+            kept, reason = self.fit(row.group, context_length, max_new_tokens)
             if kept is None:
                 reasons[reason] += 1
                 continue
@@ -182,6 +181,13 @@ class TokenContract:
             raise DataError(f"no row is left: {counts}; raise the limits in the recipe's tokens section")
         return groups, counts
 
+    def tokenise(self, example: Example, *, with_completions: bool) -> Tokenised:
+        """One row as `prepare` reads it, before any limit. Raises as `prompt` and `group` do."""
+        group, without_eos = self._group(example) if with_completions else (Group(self.prompt(example), ()), 0)
+        texts = _texts(example, with_completions=with_completions)
+        special = any(self._special.search(text) for text in texts)
+        return Tokenised(group, without_eos, special, any(map(self._has_unknown, texts)))
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of text that goes on within a completion (a tool's answer, another model's words): no BOS, no EOS."""
         return tuple(self._encode(text, start=False))
@@ -195,6 +201,10 @@ class TokenContract:
         """Text of ids, special tokens left out."""
         text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
+
+    def token_ends(self, ids: Sequence[int], text: str) -> list[int]:
+        """Where each token ends in `text`, which `decode` made of the ids: offsets in characters, one for each id."""
+        return token_ends(ids, text, self.decode, self._pieces)
 
     def text_with_specials(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens shown."""
@@ -315,8 +325,9 @@ class TokenContract:
 
     # ---------------------------------------------------------------------------------------------- limits
 
-    def _fit(self, group: Group, context_length: int | None, max_new_tokens: int) -> tuple[Group | None, str]:
-        """The group, shortened if it must and may be, or None with the reason why it is dropped."""
+    def fit(self, group: Group, context_length: int | None, max_new_tokens: int) -> tuple[Group | None, str]:
+        """What `prepare` makes of one group: itself, shortened if it must and may be, or None with the reason why it is
+        dropped. Raises DataError under `on_too_long: error`."""
         config, prompt = self._config, group.prompt
         longest = max((len(completion.ids) for completion in group.completions), default=0)
         problem = ""
@@ -412,7 +423,15 @@ class TokenContract:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Tokenised:
+    """A row as token ids.
+
+    Attributes:
+        eos_invented: completions that got an EOS which the template did not write.
+        special_text: whether its text holds the text of a special token.
+        unknown: whether it holds characters that the vocabulary lacks.
+    """
+
     group: Group
     eos_invented: int
     special_text: bool

@@ -15,6 +15,7 @@ import yaml
 from preftune.config import LossConfig, Recipe
 from preftune.methods import BRADLEY_TERRY, KTO, METHODS, PREFERENCE_LOSSES, PRESETS, Objective, Preference
 from preftune.recipes import resolve
+from preftune.recipes.steps import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -69,7 +70,7 @@ RIGHT: dict[str, Any] = {
     "name",
     ["docs/methods/grpo.md", "docs/methods/sft.md", "docs/methods/dpo.md", "docs/methods/kto.md",
      "docs/methods/reward.md", "docs/methods/ppo.md", "docs/methods/iterative-dpo.md", "docs/methods/rft.md",
-     "docs/methods/human.md", "docs/recipes.md", "docs/sampling.md"],
+     "docs/methods/human.md", "docs/recipes.md", "docs/sampling.md", "docs/competition.md"],
 )  # fmt: skip
 def test_recipes_and_parts_of_them_resolve(name: str) -> None:
     found = re.findall(r"^ *```yaml\n(.*?)^ *```", read(name), re.MULTILINE | re.DOTALL)
@@ -78,7 +79,7 @@ def test_recipes_and_parts_of_them_resolve(name: str) -> None:
         part = yaml.safe_load(textwrap.dedent(block))
         whole = "stages" in part or {"method", "model"} <= set(part)
         pipeline = resolve(part if whole else {**RIGHT, **part})
-        assert pipeline.stages[0].method in METHODS
+        assert pipeline.stages[0].method in {**METHODS, **STEPS}
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/sampling.md"])

@@ -617,7 +617,7 @@ def test_a_problem_of_the_shared_part_is_told_once(tmp_path: Path) -> None:
     [
         ({"method": "stf"}, "no method is named 'stf'; did you mean sft?"),
         ({"method": "zzz"}, "no method is named 'zzz'; methods: sft, grpo"),
-        ({"method": "grpo"}, "rewards: method grpo needs at least one reward: a built-in (accuracy, exact,"),
+        ({"method": "grpo"}, "rewards: method grpo needs at least one reward: a built-in (accuracy, code,"),
         ({"train": {}}, "train: how long to train is missing; give train.steps or train.epochs"),
         (
             {"rewards": [{"name": "acuracy"}]},
@@ -629,7 +629,7 @@ def test_a_problem_of_the_shared_part_is_told_once(tmp_path: Path) -> None:
         ({"eval": {"every": 3}}, "eval.every: needs validation rows"),
         ({"eval": {"holdout": 3, "patience": 3}}, "eval.every is not given"),
         ({"eval": {"holdout": 3, "data": [{"path": "x"}]}}, "give either eval.data or eval.holdout, not both"),
-        ({"data": {"path": "stage:x"}}, "data.0.path: stage:x stands for a stage's model"),
+        ({"data": {"path": "stage:x"}}, "data.0.path: stage:x names no earlier stage; there is no earlier stage"),
         ({"stage": []}, "stage: unknown key; did you mean stages?"),
         ({"name": "../up"}, "name: got '../up'; a name becomes a folder"),
         ({"data": []}, "data: got []; expected a list of sections, at least 1 long"),
@@ -720,9 +720,10 @@ def test_a_judge_that_compares_can_not_measure_lone_answers() -> None:
     raw["eval"] = {"holdout": 3}
     assert "rewards.0.args.mode: a pairwise judge compares answers to one prompt, and eval draws one" in error_of(raw)
     pointwise = {"name": "judge", "args": {"path": "j", "mode": "pointwise"}}
-    for rewards in ([pointwise], [judge, pointwise], [judge, {"name": "exact"}]):
+    measured = [judge, {"name": "exact", "weight": 0}]  # there is no score then, but something is measured
+    for rewards in ([pointwise], [judge, pointwise], [judge, {"name": "exact"}], measured):
         assert resolve({**raw, "rewards": rewards}).stages[0].eval.holdout == 3
-    assert "rewards.0.args.mode" in error_of({**raw, "rewards": [judge, {"name": "exact", "weight": 0}]})
+    assert "rewards.0.args.mode" in error_of({**raw, "rewards": [judge, {**judge, "weight": 0}]})
 
 
 def test_what_a_stage_inherits_may_be_meant_for_another() -> None:
@@ -844,6 +845,7 @@ def test_recipes_in_the_docs_resolve() -> None:
         ["run"],
         ["warm-up", "rl"],
         ["sft", "dpo"],
+        ["tiers", "pairs", "even", "reward"],
         ["reward", "dpo-1", "dpo-2", "dpo-3"],
     ]
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from preftune.cli.parser import Parser
-from preftune.config import Recipe
+from preftune.config import BenchmarkConfig, Recipe
 from preftune.errors import UsageError
 from preftune.methods import METHODS, Method
 from preftune.recipes.reads import unread
@@ -36,8 +36,15 @@ _EXAMPLE: dict[str, Any] = {
     "data.responses.score": "score",
     "data.responses.also.column": "reference",
     "data.responses.also.score": 1.0,
+    "competition.personas.name": "prosecutor",
+    "competition.personas.prompt": "The strongest case against the claim.",
+    "train.until.metric": "reward/mean",
+    "train.until.at_least": 0.9,
 }
 """Values shown for commented fields whose default alone would not be valid."""
+
+_SECOND = {"competition.personas": "{name: defender, prompt: The strongest case for the claim.}"}
+"""What stands behind the first entry of a list that needs two."""
 
 _FREE_KEY = "answer"
 
@@ -141,13 +148,17 @@ def _field(
         yield _Line(indent, f"{key}:", note, here)
         yield from _section(section, path, indent + 2, here, shown)
     elif inner is not None and name.startswith("eval."):
-        yield _Line(indent, f"{key}: []", f"{note}; sources with the fields of data above", here)
+        task = inner is BenchmarkConfig
+        form = "{task: instructions}, say; docs/evaluate.md" if task else "sources with the fields of data above"
+        yield _Line(indent, f"{key}: []", f"{note}; {form}", here)
     elif inner is not None and is_list(info.annotation):
         yield _Line(indent, f"{key}:", note, here)
         fields = list(_section(inner, path, indent + 4, here, shown))
         first = fields[0]
         yield _Line(indent + 2, f"- {first.text}", first.note, here)
         yield from fields[1:]
+        if name in _SECOND:
+            yield _Line(indent + 2, f"- {_SECOND[name]}", "", here)
     elif inner is not None and is_dict(info.annotation):
         yield _Line(indent, f"{key}:", note, here)
         yield _Line(indent + 2, f"{_FREE_KEY}:", "the standard column; one such block each", here)

@@ -1,11 +1,14 @@
-"""`preftune judge evaluate --judge.… --data.path X`: a judge's verdicts on known pairs, and how right they are."""
+"""`preftune judge evaluate --judge.… --data.path X`: a judge's verdicts on known pairs, and how right they are.
+
+`preftune judge build` is in preftune/cli/judge_build.py.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +34,24 @@ Replies are kept on disk: the same command again asks only for those that are mi
   preftune judge evaluate --judge.model gpt-4.1-mini --data.path pairs.jsonl --limit 200
   preftune judge evaluate --judge.path Qwen/Qwen3-8B --data.path pairs.jsonl --output verdicts.jsonl
   --data.columns.prompt.from question, --data.1.path FILE for a second source
+
+`preftune judge build --help`: rows for training out of a judge's verdicts that turned out right.
 """
+COMMANDS = ("evaluate", "build")
 
 
 def execute(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help"}:
         print_help(_parser())
         return 0
-    if arguments[0] != "evaluate":
-        near = nearest(arguments[0], ["evaluate"])
-        hint = "did you mean preftune judge evaluate?" if near else "there is preftune judge evaluate"
+    if arguments[0] not in COMMANDS:
+        near = nearest(arguments[0], COMMANDS)
+        hint = f"did you mean preftune judge {near}?" if near else f"there are {' and '.join(COMMANDS)}"
         raise UsageError(f"preftune judge {arguments[0]}: no such command; {hint}")
+    if arguments[0] == "build":
+        from preftune.cli import judge_build
+
+        return judge_build.execute(arguments[1:])
     return _evaluate(arguments[1:])
 
 
@@ -68,10 +78,10 @@ def _evaluate(arguments: list[str]) -> int:
         progress.begin("replies")
         found = evaluate(config, progress=progress.tick)
     if output is not None:
-        _write(output, (json.dumps(found.line(n), ensure_ascii=False) for n in range(len(found.pairs))))
+        write_lines(output, (json.dumps(found.line(n), ensure_ascii=False) for n in range(len(found.pairs))))
     if summary is not None:
         content = json.dumps(_summary(config, found), ensure_ascii=False, indent=2, allow_nan=False)
-        _write(summary, iter([content]))
+        write_lines(summary, [content])
     if found.bad_rows:
         print(f"{found.bad_rows} bad rows of the data left out")
     print(found.agreement)
@@ -112,11 +122,12 @@ def _parser() -> Parser:
 
 
 def judged_leaves() -> Iterator[Leaf]:
-    """What can be set: the judge's fields, and the recipe's fields of a source (all but its weight in a mixture)."""
+    """What can be set: the judge's fields, and the recipe's fields of a source (all but its weight in a mixture, and
+    contests)."""
     for leaf in leaves(JudgeConfig):
         yield Leaf(("judge", *leaf.path), leaf.info)
     for leaf in leaves(Recipe):
-        if leaf.path[0] == "data" and leaf.path[:2] != ("data", "weight"):
+        if leaf.path[0] == "data" and leaf.path[1:2] not in (("weight",), ("contest",)):
             yield leaf
 
 
@@ -210,7 +221,7 @@ def _summary(config: EvaluationConfig, found: Evaluation) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, lines: Iterator[str]) -> None:
+def write_lines(path: Path, lines: Iterable[str]) -> None:
     """A file that is whole when it has its name."""
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf-8") as stream:

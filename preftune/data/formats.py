@@ -314,5 +314,8 @@ def _checked(prompt: tuple[Message, ...], system: str | None) -> tuple[Message, 
     if system is None:
         return prompt
     if any(message.role == "system" for message in prompt):
-        raise BadRow("the row has a system message of its own; remove data.system, or the row's message")
+        raise BadRow(
+            "the row has a system message of its own; remove data.system (a competition's own prompt: give "
+            'competition.system: ""), or the row\'s message'
+        )
     return (Message("system", system), *prompt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -17,7 +17,7 @@ from preftune.config import SourceConfig
 from preftune.data.columns import BadRow, ColumnMap
 from preftune.data.formats import Format, detect, to_example
 from preftune.data.responses import apply_rule
-from preftune.data.sources import read_rows
+from preftune.data.sources import Row, read_rows
 from preftune.errors import DataError
 from preftune.records import Content, Example
 
@@ -109,12 +109,35 @@ class _Read:
     first_skipped: str = ""
 
 
-def _read(source: SourceConfig, base_dir: Path | None) -> _Read:
-    out = _Read(source)
+@dataclass(frozen=True, slots=True)
+class StreamedRow:
+    """One row of a source as it comes.
+
+    Attributes:
+        row: as read, before any mapping.
+        example: what it means; None where the row is bad.
+        problem: then why.
+        digest: hash of the example's content.
+    """
+
+    row: Row
+    example: Example | None
+    problem: str = ""
+    digest: bytes = b""
+
+
+def stream_rows(source: SourceConfig, base_dir: Path | None = None) -> Iterator[StreamedRow]:
+    """A source's rows one by one, in its order, up to `limit` usable ones; memory does not grow with the file.
+
+    Raises:
+        DataError: the source can't be read, or has a bad row under `on_bad_row: error`.
+        UsageError: a column rule can't be read.
+    """
     columns = ColumnMap(source)
     format: Format | None = None if source.format == "auto" else source.format
     if source.responses is not None:
         format = "ranked"
+    usable = 0
     for row in read_rows(source, base_dir):
         try:
             if row.problem:
@@ -130,13 +153,23 @@ def _read(source: SourceConfig, base_dir: Path | None) -> _Read:
                 raise DataError(
                     f"{row.where}: {problem}. To leave bad rows out and count them, set data.on_bad_row: skip"
                 ) from None
-            out.skipped += 1
-            out.first_skipped = out.first_skipped or f"{row.where}: {problem}"
+            yield StreamedRow(row, None, str(problem))
             continue
-        out.examples.append(example)
-        out.digests.append(digest)
-        if len(out.examples) == source.limit:
-            break
+        yield StreamedRow(row, example, digest=digest)
+        usable += 1
+        if usable == source.limit:
+            return
+
+
+def _read(source: SourceConfig, base_dir: Path | None) -> _Read:
+    out = _Read(source)
+    for one in stream_rows(source, base_dir):
+        if one.example is None:
+            out.skipped += 1
+            out.first_skipped = out.first_skipped or f"{one.row.where}: {one.problem}"
+            continue
+        out.examples.append(one.example)
+        out.digests.append(one.digest)
     if not out.examples:
         why = f": all {out.skipped} are bad, the first is {out.first_skipped}" if out.skipped else ", it is empty"
         raise DataError(f"{source.path}: has no usable row{why}")

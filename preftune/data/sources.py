@@ -48,6 +48,10 @@ def read_rows(source: SourceConfig, base_dir: Path | None = None) -> Iterator[Ro
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: can't tell the file's format; its name must end in {', '.join(_READERS)}")
+    from preftune.data.answers import is_collected, read_answers
+
+    if path.suffix.lower() == ".jsonl" and is_collected(path):
+        return read_answers(path, source)
     return _opened(path, reader)
 
 

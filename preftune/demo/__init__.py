@@ -8,12 +8,13 @@ from preftune.errors import UsageError
 
 __all__ = ["METHODS", "run_demo"]
 
-METHODS = ("grpo", "dpo", "kto", "reward", "ppo", "iterative-dpo", "gmpo")
-"""Methods that have a demo."""
+METHODS = ("grpo", "dpo", "kto", "reward", "ppo", "iterative-dpo", "gmpo", "competition", "alignment")
+"""Methods that have a demo, the competition, which is trained by GRPO, and all of it from raw answers on."""
 
 
 def run_demo(method: str = "grpo", *, output: Path, seed: int = 0, quick: bool = False) -> int:
-    """Run the demo of a method: sums in words for grpo and gmpo, the chat task for the others.
+    """Run the demo of a method: sums in words for grpo and gmpo, contests about sums for competition,
+    the chat task for the others, with alignment for all of it: tiers, pairs, balance, debias, reward model, rounds.
 
     Args:
         output: folder for everything; it must not exist.
@@ -34,6 +35,14 @@ def run_demo(method: str = "grpo", *, output: Path, seed: int = 0, quick: bool =
         from preftune.demo import gmpo
 
         return gmpo.run(output=output, seed=seed, quick=quick)
+    if method == "competition":
+        from preftune.demo import competition
+
+        return competition.run(output=output, seed=seed, quick=quick)
+    if method == "alignment":
+        from preftune.demo import alignment
+
+        return alignment.run(output=output, seed=seed, quick=quick)
     from preftune.demo import acting, preferences
 
     for acts in acting.METHODS:

@@ -7,6 +7,7 @@ likely one, while the right one stays within reach of sampling: what GRPO needs 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -31,22 +32,24 @@ ROWS_PER_STEP = 64
 STEPS = 600
 
 
-def build_tokenizer(further: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def build_tokenizer(further: Sequence[str] = (), whole: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A word-level tokenizer that loses nothing: each word once with and once without a space before it, each
     digit and sign a token of its own. Decoding joins the pieces as they are, so the ids of " so 85." read " so 85."
     again.
 
     Args:
         further: pieces that are put behind all others, so that no id changes.
+        whole: pieces behind those that no other piece is ever cut from: tags.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     pieces = [PAD, EOS, UNKNOWN, " ", "\n", *"0123456789+-=.,?:"]
     pieces += [space + word for word in words() for space in (" ", "")]
-    pieces += [piece for piece in dict.fromkeys(further) if piece not in frozenset(pieces)]
+    pieces += [piece for piece in dict.fromkeys([*further, *whole]) if piece not in frozenset(pieces)]
     tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\p{L}+|[^\p{L}]"), "isolated")
+    cut = "|".join([*map(re.escape, whole), r" ?\p{L}+|[^\p{L}]"])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(cut), "isolated")
     tokenizer.decoder = decoders.Fuse()
     # transformers leaves this class untyped, so calling it is only allowed through Any.
     wrap: Any = PreTrainedTokenizerFast
@@ -56,20 +59,22 @@ def build_tokenizer(further: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def random_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 of 0.8 million parameters with random weights."""
+def random_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, *, width: int = 128, layers: int = 4, positions: int = 256
+) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights, of 0.8 million parameters if nothing else is asked for."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        num_hidden_layers=4,
+        hidden_size=width,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
-        intermediate_size=384,
-        max_position_embeddings=256,
+        head_dim=width // 4,
+        intermediate_size=3 * width,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -7,7 +7,8 @@ the keyword argument `layout`, so that gradient checkpointing finds it again whe
 On the CPU the two parts of a completion's attention (prompt, itself) are computed by torch's flash kernel and
 merged through their log-sum-exps; the backward pass calls the kernel's backward on each part with the merged
 output and log-sum-exp, which gives each part's exact gradient (P = exp(S − lse) holds part by part). Nothing
-of size prompt × completions is ever copied or kept. Sliding windows and soft-capped scores take a masked path.
+of size prompt × completions is ever copied or kept. Sliding windows and soft-capped scores take a masked path, in
+blocks of queries where a completion is long, so that its memory grows linearly too.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from preftune.engine.pack import Segment
 
 NAME = "preftune"
 """The name under which the function is registered with transformers."""
+
+DENSE_PAIRS = 1 << 22
+"""Query–key pairs that the masked path holds at a time: a mask of 2,048 tokens. More are done block by block."""
 
 
 class Layout(Protocol):
@@ -188,10 +193,29 @@ def _dense(
     q: Tensor, k: Tensor, v: Tensor, offset: int, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
     """Masked attention of queries at positions offset … over keys at positions 0 …; [1, H, n, d]."""
-    if q.shape[2] == 0:
+    length = q.shape[2]
+    if length == 0:
         return q.new_zeros(*q.shape[:3], v.shape[-1])
+    if length * k.shape[2] <= DENSE_PAIRS:
+        return _block(q, k, v, offset, 0, scale, window, softcap)
+    step = max(DENSE_PAIRS // min(k.shape[2], 2 * window if window is not None else k.shape[2]), 1)
+    pieces: list[Tensor] = []
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        first = 0 if window is None else max(offset + start - window + 1, 0)
+        keys = slice(first, offset + stop)
+        given = (q[:, :, start:stop], k[:, :, keys], v[:, :, keys], offset + start, first, scale, window, softcap)
+        # Masks and scores are made again in the backward: kept, they would be as many as the pairs.
+        pieces.append(checkpoint(_block, *given, use_reentrant=False) if torch.is_grad_enabled() else _block(*given))
+    return torch.cat(pieces, 2)
+
+
+def _block(
+    q: Tensor, k: Tensor, v: Tensor, offset: int, first: int, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """Queries at positions offset … over keys at positions first …."""
     rows = torch.arange(offset, offset + q.shape[2], device=q.device)[:, None]
-    cols = torch.arange(k.shape[2], device=q.device)[None]
+    cols = torch.arange(first, first + k.shape[2], device=q.device)[None]
     mask = cols <= rows
     if window is not None:
         mask &= cols > rows - window

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from preftune.engine.attention import NAME, PackedLayout, register
+from preftune.engine.certain import GradientLimit
 from preftune.engine.divergence import full_divergence
 from preftune.engine.head import ModuleHead, base_of, decoder_of, read_head, scores_of
 from preftune.engine.logprobs import fused_logprobs
@@ -26,6 +27,9 @@ from preftune.models.reward import RewardModel
 from preftune.records import Group
 
 Mode: TypeAlias = Literal["shared", "padded"]
+
+MASK_ELEMENTS = 1 << 26
+"""Largest attention mask of a padded batch: 64 MiB of truth values, four rows of 4,096 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +124,14 @@ class Engine:
             )  # fmt: skip
         return TokenValues(logprobs_T, entropy_T)
 
-    def scores(self, packed: Pack) -> Tensor:
+    def scores(self, packed: Pack, limit: GradientLimit | None = None) -> Tensor:
         """Raw scores of one pack in the order of `Pack.members`: [S], fp32, with the graph if enabled.
 
         A score is read at its completion's last token, found by place and never by comparing ids; that of an empty
         completion at the prompt's last token. Masked spans count as tokens: a tool's answer at the end is read too.
+
+        Args:
+            limit: what the backward lets through of near-certain tokens; scores are the same with it.
 
         Raises:
             ModelError: the policy is not a reward model.
@@ -132,7 +139,7 @@ class Engine:
         """
         if not self.scoring:
             raise ModelError("this model has no reward head: load it with load_reward")
-        return scores_of(self.policy.model, self.last_states(packed, self.policy.model))
+        return scores_of(self.policy.model, self.last_states(packed, self.policy.model, limit))
 
     def token_states(self, packed: Pack, model: Any) -> Tensor:
         """Last hidden states that predict the trained tokens of a pack, [T, D], with the graph if enabled."""
@@ -144,7 +151,7 @@ class Engine:
             return self._shared_states(packed, model)[packed.source_T]
         return self._padded_states(packed, model)
 
-    def last_states(self, packed: Pack, model: Any) -> Tensor:
+    def last_states(self, packed: Pack, model: Any, limit: GradientLimit | None = None) -> Tensor:
         """Last hidden states at each completion's last token (an empty one's: its prompt's), [S, D].
 
         Raises:
@@ -156,12 +163,20 @@ class Engine:
         with self.autocast():
             if self.mode == "shared":
                 last = [at + n - 1 if n else s.start + s.prompt - 1 for s, at, n in spans]
-                return self._shared_states(packed, model)[torch.tensor(last, device=packed.input_ids_N.device)]
+                with nullcontext() if limit is None else limit.acting(model, limit.in_row(packed)):
+                    states = self._shared_states(packed, model)
+                return states[torch.tensor(last, device=packed.input_ids_N.device)]
             parts: list[Tensor] = []
+            done = 0
             for rows in self._batches(unshare(packed)):
                 self.start_afresh(model)
+                count, width = rows.input_ids.shape
+                inside = range(done, done + count)
+                done += count
+                with nullcontext() if limit is None else limit.acting(model, limit.in_rows(packed, width, inside)):
+                    states = run_rows(decoder_of(model), rows)
                 last_R = rows.attention_mask.sum(1) - 1
-                parts.append(run_rows(decoder_of(model), rows)[torch.arange(len(last_R), device=last_R.device), last_R])
+                parts.append(states[torch.arange(count, device=last_R.device), last_R])
             return torch.cat(parts)
 
     def divergence(self, packed: Pack, *, temperature: float = 1.0) -> tuple[TokenValues, Tensor]:
@@ -232,8 +247,13 @@ class Engine:
         return TokenValues(torch.cat(logprobs), torch.cat(entropies) if with_entropy else None)
 
     def _batches(self, rows: PaddedBatch) -> list[PaddedBatch]:
-        """All rows at once, or each alone; trained tokens keep their order, which is that of the rows."""
-        return [rows.alone(r) for r in range(len(rows.input_ids))] if self.row_by_row else [rows]
+        """All rows at once, or each alone; trained tokens keep their order, which is that of the rows.
+
+        Long rows go alone as well: padding needs a mask of rows × length², and a row without padding needs none.
+        """
+        count, length = rows.input_ids.shape
+        alone = self.row_by_row or (count > 1 and count * length**2 > MASK_ELEMENTS)
+        return [rows.alone(r) for r in range(count)] if alone else [rows]
 
     @torch.no_grad()
     def score(

@@ -98,7 +98,7 @@ def _checked(pipeline: Pipeline) -> Recipe:
     if len(pipeline.stages) > 1:
         raise UsageError("preftune human export takes a recipe of one stage; leave `stages:` out")
     recipe = pipeline.stages[0]
-    if recipe.method != "human":
+    if not isinstance(recipe, Recipe) or recipe.method != "human":
         raise UsageError(f"the recipe is for {recipe.method}; preftune human export needs method: human")
     if recipe.collect.path is not None:
         raise UsageError("collect.path: export draws the answers and sets this field for training; remove it")

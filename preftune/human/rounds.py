@@ -166,7 +166,7 @@ def open_round(folder: Path) -> Round:
         )
         for row in facts["answers"]
     )  # fmt: skip
-    recipe = load_recipe(folder / "recipe.yaml").stages[0]
+    recipe = load_recipe(folder / "recipe.yaml").recipes[0]
     return Round(folder, facts["round"], recipe, collected, answers, facts)
 
 

@@ -36,6 +36,18 @@ class EvaluationConfig(Strict):
     def _one_source(cls, value: Any) -> Any:
         return [value] if isinstance(value, (dict, SourceConfig)) else value
 
+    @field_validator("data")
+    @classmethod
+    def _no_contests(cls, value: list[SourceConfig]) -> list[SourceConfig]:
+        return without_contests(value)
+
+
+def without_contests(sources: list[SourceConfig]) -> list[SourceConfig]:
+    """The sources. Raises ValueError where one makes contests, which only training and measuring do."""
+    if any(source.contest is not None for source in sources):
+        raise ValueError("contest is a setting of training data and has no meaning here; remove it")
+    return sources
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:

@@ -6,25 +6,38 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from preftune.config import Pipeline, Recipe
+from preftune.config import DataStage, Pipeline, Recipe
 from preftune.errors import UsageError
 from preftune.recipes.problems import Problems, Stage
 from preftune.recipes.schema import Path, keys_of, nearest
+from preftune.recipes.sources import (
+    Earlier,
+    answers,
+    collecting,
+    construct_of,
+    contests,
+    step_references,
+    unknown_stage,
+)
+from preftune.recipes.steps import STAGE_REF, STEPS, is_step, references
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAME_RULE = "a name becomes a folder: letters, digits, `-`, `_` and `.` only, starting with a letter or digit"
-STAGE_REF = "stage:"
 
 
 def check_stage_names(stages: list[Stage], problems: Problems) -> None:
     """Stage names are folders and the first part of flags, so they must be unique and no section's name."""
     first: dict[str, int] = {}
+    steps = {method for stage in stages if is_step(method := stage.merged.get("method"))}
     for stage in stages:
         path: Path = ("stages", stage.index if stage.index is not None else 0, "name")
         if stage.name in first:
             problems.add(f"two stages are named {stage.name!r}; give each its own name", path)
         elif stage.name in {*keys_of(Recipe), "stages"}:
             problems.add(f"{stage.name!r} is a section's name, so --{stage.name}.… would be ambiguous", path)
+        elif stage.name in steps and stage.merged.get("method") != stage.name:
+            said = f"{stage.name!r} is another stage's method, so --{stage.name}.… would be ambiguous"
+            problems.add(said, path)
         elif "." in stage.name or stage.name.isdigit():
             problems.add(
                 f"{stage.name!r} can't stand in a flag (--NAME.train.steps): no dots, not a number alone", path
@@ -39,14 +52,21 @@ def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterat
     if not _NAME.fullmatch(pipeline.name):
         yield 0, ("name",), f"got {pipeline.name!r}; {_NAME_RULE}"
     yield from _round_names(pipeline)
-    unread = [_unread(recipe) for recipe in pipeline.stages]
+    unread = [_unread(recipe) if isinstance(recipe, Recipe) else {} for recipe in pipeline.stages]
     for index, recipe in enumerate(pipeline.stages):
         earlier = {stage.name: stage for stage in pipeline.stages[:index]}
+        if isinstance(recipe, DataStage):
+            for path, message in (*answers(recipe, earlier), *step_references(recipe, earlier)):
+                yield index, path, message
+            continue
         for path, message in (
             *_method(recipe),
             *_length(recipe),
             *_rewards(recipe, has_functions),
             *_lone_answers(recipe, has_functions),
+            *contests(recipe),
+            *collecting(recipe),
+            *answers(recipe, earlier),
             *_policy(recipe),
             *_rounds(recipe),
             *_loss(recipe),
@@ -60,7 +80,7 @@ def check_pipeline(pipeline: Pipeline, *, has_functions: bool = False) -> Iterat
             meant = any(
                 _value(other, path) == _value(recipe, path) and path not in unread[n]
                 for n, other in enumerate(pipeline.stages)
-                if n != index
+                if n != index and isinstance(other, Recipe)
             )
             if not meant:
                 yield index, path, message
@@ -70,7 +90,8 @@ def _round_names(pipeline: Pipeline) -> Iterator[tuple[int, Path, str]]:
     """Rounds are stages NAME-1, NAME-2, …, so no other stage may have such a name."""
     names = {stage.name for stage in pipeline.stages}
     for index, stage in enumerate(pipeline.stages):
-        rounds = {f"{stage.name}-{k}" for k in range(1, stage.repeat + 1)} if stage.repeat > 1 else set()
+        repeat = stage.repeat if isinstance(stage, Recipe) else 1
+        rounds = {f"{stage.name}-{k}" for k in range(1, repeat + 1)} if repeat > 1 else set()
         for name in sorted(rounds & names):
             yield index, ("repeat",), f"its rounds are stages {stage.name}-1, …, and a stage is named {name} already"
 
@@ -85,21 +106,42 @@ def _value(recipe: Recipe, path: Path) -> Any:
 def _method(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     from preftune.methods import METHODS
 
-    if recipe.method not in METHODS:
-        close = nearest(recipe.method, METHODS)
-        hint = f"did you mean {close}?" if close else f"methods: {', '.join(METHODS)}"
+    if recipe.method in STEPS:
+        yield (
+            ("method",),
+            f"{recipe.method} makes data: it is a stage beside others (stages: [{{name: …, method: {recipe.method}, "
+            f"{recipe.method}: {{…}}}}, …]), or the command preftune data {recipe.method}",
+        )
+    elif recipe.method not in METHODS:
+        close = nearest(recipe.method, [*METHODS, *STEPS])
+        hint = f"did you mean {close}?" if close else f"methods: {', '.join(METHODS)}; on data: {', '.join(STEPS)}"
         yield ("method",), f"no method is named {recipe.method!r}; {hint}"
 
 
 def _length(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     if recipe.train.steps is None and recipe.train.epochs is None:
         yield ("train",), "how long to train is missing; give train.steps or train.epochs"
+    until = recipe.train.until
+    if until is None or not until.metric.startswith(("validation/", "test/")):
+        return
+    place: Path = ("train", "until", "metric")
+    if until.metric.startswith("test/"):
+        yield place, "test rows are measured before and after training only; watch validation/… instead"
+    elif recipe.eval.every is None:
+        yield place, f"{until.metric} is measured once training is over, unless eval.every says how often; give it"
+    elif not recipe.eval.data and not recipe.eval.holdout:
+        yield place, f"{until.metric} needs validation rows; give eval.data or eval.holdout"
 
 
 def _rewards(recipe: Recipe, has_functions: bool) -> Iterator[tuple[Path, str]]:
     from preftune.methods import METHODS, needs_rewards
     from preftune.rewards import BUILTINS
-    from preftune.rewards.builtins import make_builtin
+    from preftune.rewards.builtins import make_builtins
+
+    construct, problem = construct_of(recipe)
+    if problem:
+        yield ("competition",), problem
+        return
 
     method = METHODS.get(recipe.method)
     # A file of scored answers serves the first round; the policies of later ones answer anew.
@@ -113,7 +155,7 @@ def _rewards(recipe: Recipe, has_functions: bool) -> Iterator[tuple[Path, str]]:
     for index, reward in enumerate(recipe.rewards):
         if reward.name in BUILTINS:
             try:
-                make_builtin(reward.name, reward.args)
+                list(make_builtins(reward, construct))
             except UsageError as error:
                 yield ("rewards", index, "args"), str(error)
         elif ":" not in reward.name:
@@ -126,17 +168,16 @@ def _rewards(recipe: Recipe, has_functions: bool) -> Iterator[tuple[Path, str]]:
 
 
 def _lone_answers(recipe: Recipe, has_functions: bool) -> Iterator[tuple[Path, str]]:
-    """Measuring draws one answer per prompt, which a judge that compares has no score for."""
+    """Measuring draws one answer per prompt, which a judge that compares says nothing of."""
     rows = recipe.eval
-    counting = [(index, reward) for index, reward in enumerate(recipe.rewards) if reward.weight]
-    if has_functions or not counting or not (rows.data or rows.test or rows.holdout):
+    if has_functions or not recipe.rewards or not (rows.data or rows.test or rows.holdout):
         return
-    modes = [reward.args.get("mode", "pairwise") if reward.name == "judge" else "" for _, reward in counting]
+    modes = [reward.args.get("mode", "pairwise") if reward.name == "judge" else "" for reward in recipe.rewards]
     if all(mode in ("pairwise", "listwise") for mode in modes):
         yield (
-            ("rewards", counting[0][0], "args", "mode"),
+            ("rewards", 0, "args", "mode"),
             f"a {modes[0]} judge compares answers to one prompt, and eval draws one answer to each; give a reward "
-            "beside it that scores an answer alone (a pointwise judge, a rule), or no eval rows",
+            "beside it that scores an answer alone (a pointwise judge, a rule; weight 0 measures it), or no eval rows",
         )
 
 
@@ -210,6 +251,10 @@ def _loss(recipe: Recipe) -> Iterator[tuple[Path, str]]:
         yield tuple(where.split(".")), what
     if recipe.train.reference_logprobs == "live" and recipe.train.reference_cache is not None:
         yield ("train", "reference_cache"), "reference_logprobs: live keeps nothing; remove one of the two"
+    if recipe.loss.p_max is None:
+        for name in ("g_max", "generator"):
+            if getattr(recipe.loss, name) != type(recipe.loss).model_fields[name].default:
+                yield ("loss", name), "belongs to p_max, which is not given; give loss.p_max, or remove it"
 
 
 def _unread(recipe: Recipe) -> dict[Path, str]:
@@ -234,6 +279,8 @@ def _unread(recipe: Recipe) -> dict[Path, str]:
             ("train", "reference_logprobs"), ("train", "reference_cache"), ("model", "reference_path"),
         ):  # fmt: skip
             chosen = getattr(recipe, section)
+            if field == "reference_cache" and recipe.loss.p_max is not None:
+                continue  # the generator's log-probs are kept there
             if getattr(chosen, field) != type(chosen).model_fields[field].default:
                 out.setdefault((section, field), f"{instead} compares with no reference; remove it")
     return out
@@ -244,6 +291,10 @@ def _measuring(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     from preftune.methods import METHODS
 
     rows = recipe.eval
+    titles = [one.title for one in rows.benchmarks]
+    for index, title in enumerate(titles):
+        if title in titles[:index]:
+            yield ("eval", "benchmarks", index, "name"), f"two benchmarks are named {title!r}; give each its own name"
     if rows.data and rows.holdout:
         yield ("eval", "holdout"), "give either eval.data or eval.holdout, not both"
     if not rows.data and not rows.holdout:
@@ -264,21 +315,22 @@ def _measuring(recipe: Recipe) -> Iterator[tuple[Path, str]]:
         yield ("eval", "best"), f"method {recipe.method} does not measure {rows.best!r}; {hint}"
 
 
-def _references(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Path, str]]:
-    for index, source in enumerate(recipe.data):
-        if source.path.startswith(STAGE_REF):
-            yield (
-                ("data", index, "path"),
-                f"{source.path} stands for a stage's model, so only models' paths take it",
-            )
+def _references(recipe: Recipe, earlier: Earlier) -> Iterator[tuple[Path, str]]:
+    for where, named in references(recipe.model_dump(by_alias=True, exclude={"data", "eval"})):
+        if isinstance(made := earlier.get(named.removeprefix(STAGE_REF)), DataStage):
+            yield where, f"stage {made.name} makes data, and a model is wanted here"
     for field, path in (
         (("value", "path"), recipe.value.path),
         (("model", "reference_path"), recipe.model.reference_path),
+        (("loss", "generator"), recipe.loss.generator),
     ):
         if path is not None and path.startswith(STAGE_REF):
-            yield from _unknown_stage(field, path, earlier)
+            yield from unknown_stage(field, path, earlier)
+    wrote = earlier.get((recipe.loss.generator or "").removeprefix(STAGE_REF))
+    if wrote is not None and wrote.method == "reward":
+        yield ("loss", "generator"), f"stage {wrote.name} trains a reward model, which writes no text"
     if recipe.model.path.startswith(STAGE_REF):
-        yield from _unknown_stage(("model", "path"), recipe.model.path, earlier)
+        yield from unknown_stage(("model", "path"), recipe.model.path, earlier)
         before = earlier.get(recipe.model.path.removeprefix(STAGE_REF))
         if before is not None and before.method == "reward" and recipe.method != "reward":
             yield ("model", "path"), f"stage {before.name} trains a reward model, which writes no text"
@@ -289,20 +341,14 @@ def _references(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Pa
         if not value.startswith(STAGE_REF):
             continue
         place: Path = ("rewards", index, "args", "path")
-        yield from _unknown_stage(place, value, earlier)
+        yield from unknown_stage(place, value, earlier)
         before = earlier.get(value.removeprefix(STAGE_REF))
+        if isinstance(before, DataStage):
+            continue
         if before is not None and before.method != "reward" and reward.name == "reward-model":
             yield place, f"stage {before.name} trains with {before.method}, so it is no reward model (method reward)"
         elif before is not None and before.method == "reward" and reward.name == "judge":
             yield place, f"stage {before.name} trains a reward model, which writes no verdicts; use name: reward-model"
-
-
-def _unknown_stage(place: Path, value: str, earlier: dict[str, Recipe]) -> Iterator[tuple[Path, str]]:
-    if (name := value.removeprefix(STAGE_REF)) in earlier:
-        return
-    close = nearest(name, earlier)
-    known = f"earlier stages: {', '.join(earlier)}" if earlier else "there is no earlier stage"
-    yield place, f"{value} names no earlier stage; {f'did you mean stage:{close}?' if close else known}"
 
 
 _ADAPTER_CHOICES = (
@@ -311,7 +357,7 @@ _ADAPTER_CHOICES = (
 )
 
 
-def _adapter(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Path, str]]:
+def _adapter(recipe: Recipe, earlier: Earlier) -> Iterator[tuple[Path, str]]:
     """What can be known of adapters before anything loads: choices that need others, and an earlier stage's result."""
     from preftune.methods import METHODS
 
@@ -325,7 +371,7 @@ def _adapter(recipe: Recipe, earlier: dict[str, Recipe]) -> Iterator[tuple[Path,
     if model.on_adapter in ("stack", "fresh") and model.lora is None:
         yield ("model", "on_adapter"), f"{model.on_adapter} trains a new adapter; say which with model.lora"
     before = earlier.get(model.path.removeprefix(STAGE_REF)) if model.path.startswith(STAGE_REF) else None
-    if before is not None:
+    if isinstance(before, Recipe):
         ends_in_adapter = before.method != "reward" and (
             before.model.on_adapter == "continue"
             or (before.model.lora is not None and before.model.on_adapter != "merge")

@@ -3,11 +3,14 @@
 Where an override goes:
 
 - with a stage's name in front (`sft.train.steps`, or `stages.sft.train.steps`), to that stage;
-- without, to every stage, over the stage's own value. Two things are left as they are: a reference to an earlier stage
-  (`model.path: stage:sft` joins the stages and is no setting), and stages that lack the list item or optional section
-  it reaches into, when another stage has it (`model.lora.r` changes adapters; it adds none to a stage without).
+- without, to every stage, over the stage's own value. Three things are left as they are: a reference to an earlier
+  stage (`model.path: stage:sft` joins the stages and is no setting); data that is the answers of earlier stages alone;
+  and stages that lack the list item or optional section it reaches into, when another stage has it (`model.lora.r`
+  changes adapters; it adds none to a stage without).
 
-A list of sections that holds one is reached without an index; a longer one needs it.
+A list of sections that holds one is reached without an index; a longer one needs it. Of a stage that makes data, the
+settings of its command are reached with the section's name and without (`even.balance.cap`, `even.cap`); the section's
+name without the stage's is for all stages that have it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ import yaml
 
 from preftune.config import ColumnRule, Recipe
 from preftune.errors import UsageError
-from preftune.recipes.checks import STAGE_REF
 from preftune.recipes.problems import Problems, Stage
 from preftune.recipes.schema import (
     Path,
@@ -34,6 +36,7 @@ from preftune.recipes.schema import (
     suggestion,
     without_none,
 )
+from preftune.recipes.steps import STAGE_REF, STEPS, is_step
 from preftune.recipes.yamltext import read_value
 
 RIVALS = {"steps": "epochs", "epochs": "steps", "from": "template", "template": "from"}
@@ -79,20 +82,31 @@ def _apply(stages: list[Stage], head: dict[str, Any], key: str, value: Any) -> N
             raise Refused(f"name a field of the stage: --{key}.train.steps, say")
         if rest[0] in OF_THE_WHOLE:
             raise Refused(f"{rest[0]} can't be set for one stage; set --{rest[0]} for the whole recipe")
-        named[name].flags[_set(named[name].merged, rest, value, f"--stages.{name}.")] = key
+        stage = named[name]
+        stage.flags[_set(stage, _in_section(stage, rest), value, f"--stages.{name}.")] = key
         return
     if staged and parts[0] in OF_THE_WHOLE:
         head[parts[0]] = _convert(value, Recipe.model_fields[parts[0]].annotation)
         return
     if staged and parts[0] == "method":
         raise Refused(f"each stage has its own method; set --stages.{stages[0].name}.method, say")
-    if parts[0] not in keys_of(Recipe):
+    having = [stage for stage in stages if parts[0] in keys_of(stage.root)]
+    if parts[0] not in keys_of(Recipe) and not having:
         _unknown_first(parts, list(named))
-    targets = [stage for stage in stages if _reaches(stage.merged, parts)] or stages
+    targets = [stage for stage in having if _reaches(stage, parts)] or having
     for stage in targets:
         if staged and _is_reference(stage.merged, parts):
             continue
-        stage.flags[_set(stage.merged, parts, value, f"--stages.{stage.name}." if staged else "--")] = key
+        stage.flags[_set(stage, parts, value, f"--stages.{stage.name}." if staged else "--")] = key
+
+
+def _in_section(stage: Stage, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The path of a setting of a stage that makes data, which may go without the name of its section."""
+    method = str(stage.merged.get("method"))
+    if not is_step(method) or parts[0] in keys_of(stage.root):
+        return parts
+    section = model_of(keys_of(stage.root)[method].annotation)
+    return (method, *parts) if section is not None and parts[0] in keys_of(section) else parts
 
 
 def check_flag(key: str) -> None:
@@ -118,6 +132,8 @@ def check_flag(key: str) -> None:
 
 
 def _unknown_first(parts: tuple[str, ...], stage_names: list[str]) -> None:
+    if parts[0] in STEPS:
+        raise Refused(f"no stage of this recipe has the method {parts[0]}")
     close = nearest(parts[0], stage_names)
     if close and len(parts) > 1:
         raise Refused(f"no such setting; did you mean {dotted((close, *parts[1:]))}?")
@@ -138,9 +154,9 @@ def _get(value: Any, parts: tuple[str, ...]) -> Any:
     return value
 
 
-def _reaches(merged: dict[str, Any], parts: tuple[str, ...]) -> bool:
+def _reaches(stage: Stage, parts: tuple[str, ...]) -> bool:
     """True when the sections and items that `parts` passes through are there, or come by default."""
-    annotation: Any = Recipe
+    annotation: Any = stage.root
     for depth, part in enumerate(parts[:-1]):
         model = model_of(annotation)
         if model is not None:
@@ -148,11 +164,11 @@ def _reaches(merged: dict[str, Any], parts: tuple[str, ...]) -> bool:
                 return True  # unknown: _set says so
             annotation = keys_of(model)[part].annotation
         elif is_list(annotation) and not part.isdigit():
-            annotation = keys_of(model_of(item_of(annotation)) or Recipe).get(part, None)
+            annotation = keys_of(model_of(item_of(annotation)) or stage.root).get(part, None)
             annotation = annotation.annotation if annotation is not None else None
         else:
             annotation = item_of(annotation)
-        present = _get(merged, parts[: depth + 1])
+        present = _get(stage.merged, parts[: depth + 1])
         must_exist = without_none(annotation)[1] if model_of(annotation) else is_list(annotation)
         if must_exist and not present:
             return False
@@ -160,14 +176,23 @@ def _reaches(merged: dict[str, Any], parts: tuple[str, ...]) -> bool:
 
 
 def _is_reference(merged: dict[str, Any], parts: tuple[str, ...]) -> bool:
+    if parts[0] == "data" and len(parts) > 1 and not parts[1].isdigit():
+        # What a flag says of the data's rows (their path, columns, number) is not said of the answers of a stage.
+        sources = merged.get("data")
+        paths = [one.get("path") if isinstance(one, Mapping) else None for one in _listed(sources)]
+        return bool(paths) and all(isinstance(path, str) and path.startswith(STAGE_REF) for path in paths)
     present = _get(merged, parts)
     return isinstance(present, str) and present.startswith(STAGE_REF)
 
 
-def _set(merged: dict[str, Any], parts: tuple[str, ...], value: Any, prefix: str) -> Path:
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _set(stage: Stage, parts: tuple[str, ...], value: Any, prefix: str) -> Path:
     """Sets the field at `parts` in place and returns its full path. `prefix` stands before paths in messages."""
-    annotation: Any = Recipe
-    here: Any = merged
+    annotation: Any = stage.root
+    here: Any = stage.merged
     path: Path = ()
     rest = list(parts)
     while True:
@@ -177,7 +202,7 @@ def _set(merged: dict[str, Any], parts: tuple[str, ...], value: Any, prefix: str
         model = model_of(annotation)
         if model is not None:
             if key not in keys_of(model):
-                raise Refused(f"no such setting; {suggestion(model, path, str(key), Recipe)}")
+                raise Refused(f"no such setting; {suggestion(model, path, str(key), stage.root)}")
             inner = keys_of(model)[str(key)].annotation
         else:
             inner = item_of(annotation) or Any

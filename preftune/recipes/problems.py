@@ -30,7 +30,8 @@ class Stage:
     """One stage while it is being put together.
 
     `own` is what the stage itself says, `merged` that over the recipe's top level and under the flags; `index` is its
-    place under `stages:`, None in a recipe without them. `flags` maps a path to the flag that set it.
+    place under `stages:`, None in a recipe without them. `flags` maps a path to the flag that set it; `root` is the
+    model that the stage is read as.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stage:
     own: dict[str, Any]
     merged: dict[str, Any]
     flags: dict[Path, str] = field(default_factory=dict)
+    root: type[BaseModel] = Recipe
 
 
 @dataclass
@@ -91,12 +93,13 @@ class Problems:
 
 def check_keys(problems: Problems, value: Any, stage: Stage | None) -> None:
     """Adds a problem for every unknown key, and for true / false where a number belongs, anywhere in `value`."""
-    for path, model, key in _unknown(value, Recipe, ()):
+    root = Recipe if stage is None else stage.root
+    for path, model, key in _unknown(value, root, ()):
         if not path and stage is not None and key not in stage.own:
             continue  # a key of the top level, which is checked by itself
         also = ("stages",) if not path and stage is None else ()
-        problems.add(f"unknown key; {suggestion(model, path, key, Recipe, also)}", (*path, key), stage)
-    for path, info in _bools(value, Recipe, None, ()):
+        problems.add(f"unknown key; {suggestion(model, path, key, root, also)}", (*path, key), stage)
+    for path, info in _bools(value, root, None, ()):
         problems.add(f"got true or false; expected {expected(info.annotation, info.metadata)}", path, stage)
 
 
@@ -141,7 +144,7 @@ def _bools(value: Any, annotation: Any, info: FieldInfo | None, path: Path) -> I
 def add_invalid(problems: Problems, error: ValidationError, stage: Stage) -> None:
     """Adds pydantic's findings in our words. Unknown keys are left to `check_keys`."""
     for row in error.errors():
-        path, annotation, info = _field_at(row["loc"])
+        path, annotation, info = _field_at(row["loc"], stage.root)
         kind, given = row["type"], row["input"]
         if kind in {"extra_forbidden", "invalid_key"}:
             continue
@@ -158,9 +161,9 @@ def add_invalid(problems: Problems, error: ValidationError, stage: Stage) -> Non
             problems.add(f"got {shown}; expected {wanted}{quotes}", path, stage)
 
 
-def _field_at(loc: tuple[str | int, ...]) -> tuple[Path, Any, FieldInfo | None]:
+def _field_at(loc: tuple[str | int, ...], root: type[BaseModel]) -> tuple[Path, Any, FieldInfo | None]:
     """pydantic's location as a path; the tags it adds for members of a union are left off."""
-    annotation: Any = Recipe
+    annotation: Any = root
     info: FieldInfo | None = None
     for depth, key in enumerate(loc):
         model, item = model_of(annotation), item_of(annotation)

@@ -12,6 +12,9 @@ from preftune.recipes.schema import Path
 _SCORING = frozenset({"missing_eos_penalty", "missing_eos_score", "overlong"})
 """Fields of `policy` that change scores before anything else."""
 
+_CONTESTS = ("data.contest", "eval.data.contest", "eval.test.contest")
+"""Fields of sources, which are lists: `preftune.recipes.sources` finds those that are given."""
+
 
 def unread(row: Method, recipe: Recipe | None = None) -> dict[str, str]:
     """Dotted name of a section or field → why the method does not read it.
@@ -36,18 +39,20 @@ def unread(row: Method, recipe: Recipe | None = None) -> dict[str, str]:
         add(["gmpo"])
     if row.completions == "data":
         add(["sampling.group_size"])
+        add(_CONTESTS, f"method {name} learns from answers, and a contest is a prompt")
     if row.reads == "scores":
-        add(["sampling", "rewards", "eval.temperature", "eval.max_tokens"], "a reward model writes no answers")
+        answers = ["sampling", "rewards", "eval.temperature", "eval.max_tokens", "eval.benchmarks"]
+        add(answers, "a reward model writes no answers")
     else:
         add(["train.normalize"], f"is for reward models; method {name} has no scores to normalise")
     if row.compares is not None or not (row.tempered or name == "gmpo"):
         add(["train.minibatches"], "parts a batch that the policy wrote; lower train.batch_size instead")
     fixed = row.completions in ("data", "collected") and row.compares is not None and row.reads == "logprobs"
     if not fixed:
-        add(
-            ["train.reference_logprobs", "train.reference_cache"],
-            f"method {name} keeps no log-probs of a fixed data set",
-        )
+        kept = ["train.reference_logprobs", "train.reference_cache"]
+        if row.reads == "scores" and (recipe is None or recipe.loss.p_max is not None):
+            kept.pop()  # the generator's
+        add(kept, f"method {name} keeps no log-probs of a fixed data set")
     if not (fixed or row.tempered or row.completions in ("policy", "either")):
         add(["model.reference", "model.reference_path"], f"method {name} compares with no reference")
     return out
@@ -58,6 +63,8 @@ def given_unread(row: Method, recipe: Recipe) -> dict[Path, str]:
     out: dict[Path, str] = {}
     start = row.defaults
     for dotted, why in unread(row, recipe).items():
+        if dotted in _CONTESTS:
+            continue
         section, _, field = dotted.partition(".")
         chosen = getattr(recipe, section)
         if not field and section == "rewards":
@@ -103,7 +110,10 @@ def _policy_fields(row: Method, recipe: Recipe | None) -> tuple[list[str], str]:
 def _collect_fields(row: Method) -> tuple[list[str], str]:
     if row.completions != "collected":
         return ["collect"], f"method {row.name} collects no answers before training"
-    mine = {"iterative-dpo": {"margin", "reference"}, "rft": {"keep", "min_score", "spread_only"}}
+    mine = {
+        "iterative-dpo": {"margin", "reference", "held_out"},
+        "rft": {"keep", "min_score", "spread_only", "trace", "held_out"},
+    }
     reads = {"path"} | mine.get(row.name, set())
     others = [f"collect.{field}" for field in CollectConfig.model_fields if field not in reads]
     return others, f"method {row.name} does not read it"

@@ -9,13 +9,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from preftune.config import Pipeline, Recipe
+from preftune.config import DataStage, Pipeline, Recipe
 from preftune.errors import UsageError
 from preftune.recipes.checks import check_pipeline, check_stage_names
 from preftune.recipes.overrides import OF_THE_WHOLE, RIVALS, apply_overrides
 from preftune.recipes.problems import Problems, Stage, add_invalid, check_keys
 from preftune.recipes.rounds import expand
 from preftune.recipes.schema import Path, is_dict, is_list, item_of, keys_of, model_of, without_none
+from preftune.recipes.steps import OF_THE_STAGE, is_step, slip_of_step, stage_model, whole
 from preftune.recipes.yamltext import dump_yaml, read_file
 
 
@@ -67,23 +68,35 @@ def resolve(
     problems.raise_any()
     apply_overrides(stages, head, overrides or {}, problems)
     check_keys(problems, {key: value for key, value in top.items() if key != "stages"}, None)
-    recipes: list[Recipe] = []
+    recipes: list[Recipe | DataStage] = []
     for stage in stages:
         check_keys(problems, stage.merged, stage)
         try:
-            recipes.append(Recipe.model_validate(_over_defaults(stage.merged)))
+            recipes.append(_read(stage, problems))
         except ValidationError as error:
             add_invalid(problems, error, stage)
     pipeline = _pipeline(recipes, stages, head, problems)
     for index, path, message in check_pipeline(pipeline, has_functions=bool(functions)):
         problems.add(message, path, stages[index])
     problems.raise_any()
-    if all(recipe.repeat == 1 for recipe in recipes):
+    if all(recipe.repeat == 1 for recipe in pipeline.recipes):
         return pipeline
     return pipeline.model_copy(update={"stages": expand(recipes, staged=stages[0].index is not None)})
 
 
-def dump(recipe: Recipe | Pipeline) -> str:
+def _read(stage: Stage, problems: Problems) -> Recipe | DataStage:
+    """A stage as its model. Raises ValidationError."""
+    if not issubclass(stage.root, DataStage):
+        return Recipe.model_validate(_over_defaults(stage.merged))
+    method = str(stage.merged["method"])
+    section: Any = stage.merged.get(method)
+    for field in OF_THE_STAGE if isinstance(section, Mapping) else ():
+        if field in section:
+            problems.add(f"{field} is the stage's own; write it beside the section", (method, field), stage)
+    return stage.root.model_validate(whole(stage.merged))
+
+
+def dump(recipe: Recipe | DataStage | Pipeline) -> str:
     """The fully resolved YAML, which loads back to an equal recipe. A pipeline of one plain recipe is written as it.
 
     Raises:
@@ -97,7 +110,9 @@ def dump(recipe: Recipe | Pipeline) -> str:
 def is_plain(pipeline: Pipeline) -> bool:
     """True for a recipe without `stages:`, whose run folder holds the run itself."""
     only = pipeline.stages[0]
-    return len(pipeline.stages) == 1 and only.name == pipeline.name and only.output == pipeline.output
+    if len(pipeline.stages) > 1 or not isinstance(only, Recipe):
+        return False
+    return only.name == pipeline.name and only.output == pipeline.output
 
 
 def _over_defaults(merged: dict[str, Any]) -> dict[str, Any]:
@@ -147,6 +162,17 @@ def _split(top: dict[str, Any], problems: Problems) -> tuple[list[Stage], dict[s
             problems.add(
                 "a stage writes into its recipe's folder; set output for the whole recipe", ("stages", index, "output")
             )
+        method = own.get("method")
+        if is_step(method):
+            # Of the recipe's top level a command on data reads these alone.
+            given = {key: value for key, value in shared.items() if key in OF_THE_STAGE}
+            root = stage_model(str(method))
+            merged = _merge(copy.deepcopy(given), {**own, method: own.get(method) or {}}, root)
+            stages.append(Stage(own["name"], index, dict(own), merged, root=root))
+            continue
+        if isinstance(method, str) and (step := slip_of_step(method)):
+            problems.add(f"no method is named {method!r}; did you mean {step}?", ("stages", index, "method"))
+            continue
         merged = _merge(copy.deepcopy(shared), dict(own), Recipe)
         stages.append(Stage(own["name"], index, dict(own), merged))
     check_stage_names(stages, problems)
@@ -169,9 +195,11 @@ def _merge(base: Any, over: Any, annotation: Any) -> Any:
     return merged
 
 
-def _pipeline(recipes: list[Recipe], stages: list[Stage], head: dict[str, Any], problems: Problems) -> Pipeline:
+def _pipeline(
+    recipes: list[Recipe | DataStage], stages: list[Stage], head: dict[str, Any], problems: Problems
+) -> Pipeline:
     """The whole; raises when a stage was not valid."""
-    if stages[0].index is None and recipes:
+    if stages[0].index is None and recipes and isinstance(recipes[0], Recipe):
         head = {"name": recipes[0].name, "output": recipes[0].output}
     for key, value in head.items():
         if not (isinstance(value, str) or (key == "output" and value is None)):

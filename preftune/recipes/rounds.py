@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from preftune.config import Recipe
+from preftune.config import DataStage, Recipe, SourceConfig
 from preftune.methods import METHODS
+from preftune.recipes.steps import STAGE_REF, with_references
 
-STAGE_REF = "stage:"
 
-
-def expand(recipes: Sequence[Recipe], *, staged: bool) -> list[Recipe]:
+def expand(recipes: Sequence[Recipe | DataStage], *, staged: bool) -> list[Recipe | DataStage]:
     """The recipes with every repeated one written out; a reference to a repeated stage means its last round.
 
     Rounds keep the recipe's seed: the same rows are held out in all of them, and a round's first measurement is the
@@ -19,9 +18,12 @@ def expand(recipes: Sequence[Recipe], *, staged: bool) -> list[Recipe]:
     Args:
         staged: the recipe names its stages: rounds are NAME-1, NAME-2, …; else they are round-1, round-2, ….
     """
-    out: list[Recipe] = []
+    out: list[Recipe | DataStage] = []
     last: dict[str, str] = {}
     for recipe in recipes:
+        if isinstance(recipe, DataStage):
+            out.append(_step_pointing(recipe, last))
+            continue
         recipe = _pointing(recipe, last)
         if recipe.repeat == 1:
             out.append(recipe)
@@ -64,6 +66,16 @@ def _round(recipe: Recipe, name: str, before: Sequence[str], staged: bool) -> Re
     return recipe.model_copy(update={**changes, "model": model.model_copy(update=update)})
 
 
+def _step_pointing(stage: DataStage, last: dict[str, str]) -> DataStage:
+    """The same of a stage that makes data."""
+
+    def to(value: str) -> str:
+        name = value.removeprefix(STAGE_REF)
+        return STAGE_REF + last.get(name, name)
+
+    return with_references(stage, to, to)
+
+
 def _pointing(recipe: Recipe, last: dict[str, str]) -> Recipe:
     """References to repeated stages as references to their last rounds."""
 
@@ -72,6 +84,9 @@ def _pointing(recipe: Recipe, last: dict[str, str]) -> Recipe:
             return path
         name = path.removeprefix(STAGE_REF)
         return STAGE_REF + last.get(name, name)
+
+    def of(sources: Sequence[SourceConfig]) -> list[SourceConfig]:
+        return [source.model_copy(update={"path": to(source.path)}) for source in sources]
 
     rewards = []
     for reward in recipe.rewards:
@@ -82,4 +97,7 @@ def _pointing(recipe: Recipe, last: dict[str, str]) -> Recipe:
         update={"path": to(recipe.model.path), "reference_path": to(recipe.model.reference_path)}
     )
     value = recipe.value.model_copy(update={"path": to(recipe.value.path)})
-    return recipe.model_copy(update={"rewards": rewards, "model": model, "value": value})
+    rows = recipe.eval.model_copy(update={"data": of(recipe.eval.data), "test": of(recipe.eval.test)})
+    return recipe.model_copy(
+        update={"rewards": rewards, "model": model, "value": value, "data": of(recipe.data), "eval": rows}
+    )

@@ -1,13 +1,13 @@
 """Curves as plain data for the page's script (templates/report.js draws them with Plotly).
 
 A chart is `{"id", "title", "note", "kind": "lines" | "stack" | "points", "percent", "log", "series", "marks"}`; a
-series is `{"name", "x", "y", "low"?, "high"?, "style": "raw" | "bold" | "line", "color": index}`.
+series is `{"name", "x", "y", "low"?, "high"?, "style": "raw" | "thin" | "bold" | "line", "color": index}`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,11 +38,14 @@ def constant_metrics(run: Run) -> dict[str, float]:
     return {name: next(iter(seen)) for name, seen in values.items() if len(seen) == 1 and not name.startswith(TABLED)}
 
 
-def charts(run: Run) -> list[dict[str, Any]]:
-    """All charts of one run: validation first, then reward and its parts, the rest, and time."""
-    out = _eval_charts(run)
+def charts(run: Run, elsewhere: Collection[str] = ()) -> list[dict[str, Any]]:
+    """All charts of one run: validation first, then reward and its parts, the rest, and time.
+
+    `elsewhere`: metrics that another section draws.
+    """
+    out = _eval_charts(run, elsewhere)
     constant = constant_metrics(run)
-    moving = [name for name in run.train if name not in constant]
+    moving = [name for name in run.train if name not in constant and name not in elsewhere]
     parts = reward_parts(moving)
     for plan in plans(moving):
         names = [name for name in plan.names if name in moving]
@@ -63,16 +66,25 @@ def charts(run: Run) -> list[dict[str, Any]]:
     return out
 
 
-def joined_charts(stages: list[tuple[str, Run]]) -> list[dict[str, Any]]:
-    """Charts of a pipeline: each stage's curve behind the one before it, with a border where a stage begins."""
-    offsets, total = [], 0
-    for _, run in stages:
-        offsets.append(total)
+def borders(stages: Sequence[tuple[str, Run]]) -> list[dict[str, Any]]:
+    """Where each stage of a pipeline begins, counting the steps of those before it, and its name."""
+    marks, total = [], 0
+    for name, run in stages:
+        marks.append({"x": total, "label": name})
         total += run.last_step
-    marks = [{"x": offset, "label": name} for offset, (name, _) in zip(offsets, stages, strict=True)]
+    return marks
+
+
+def joined_charts(stages: list[tuple[str, Run]], elsewhere: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Charts of a pipeline: each stage's curve behind the one before it, with a border where a stage begins.
+
+    `elsewhere`: metrics that another section draws.
+    """
+    marks = borders(stages)
+    offsets = [int(mark["x"]) for mark in marks]
     placed = [(name, run, offset) for offset, (name, run) in zip(offsets, stages, strict=True)]
-    out = _joined_evals(placed, marks)
-    logged = dict.fromkeys(metric for _, run in stages for metric in run.train)
+    out = _joined_evals(placed, marks, elsewhere)
+    logged = dict.fromkeys(metric for _, run in stages for metric in run.train if metric not in elsewhere)
     parts = reward_parts(logged)
     for plan in plans(logged):
         logging = [at for at, (_, run) in enumerate(stages) if any(run.train.get(metric) for metric in plan.names)]
@@ -94,9 +106,10 @@ Placed = list[tuple[str, Run, int]]
 """Stages with the number of steps before each."""
 
 
-def _joined_evals(placed: Placed, marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _joined_evals(placed: Placed, marks: list[dict[str, Any]], elsewhere: Collection[str]) -> list[dict[str, Any]]:
     out = []
-    metrics = dict.fromkeys(m for _, run, _ in placed for by in run.evals.values() for m in _measured(by))
+    measured = dict.fromkeys(m for _, run, _ in placed for by in run.evals.values() for m in _measured(by))
+    metrics = [metric for metric in measured if metric not in elsewhere]
     main = main_metric(placed[-1][1], metrics) if placed else ""
     for metric in sorted(metrics, key=lambda name: (name != main, name != "reward/mean")):
         series: list[dict[str, Any]] = []
@@ -131,8 +144,10 @@ def _joined_plan(
                 continue
             lines.append(run.train[metric])
             shifted = [(step + offset, value) for step, value in run.train[metric]]
-            drawn = downsample(shifted if exact else _smooth(shifted))
-            series.append(_series(name if alone else title(run, metric), drawn, "line", position if alone else index))
+            drawn = downsample(shifted if exact else smoothed(shifted))
+            series.append(
+                line_series(name if alone else title(run, metric), drawn, "line", position if alone else index)
+            )
             series[-1]["unnamed"] = not alone and any(s["color"] == index for s in series[:-1])
     if not series:
         return []
@@ -158,9 +173,9 @@ def downsample(points: Points, limit: int = MAX_POINTS) -> list[tuple[int, float
     return out
 
 
-def _smooth(points: Points) -> list[tuple[int, float]]:
+def smoothed(points: Points) -> list[tuple[int, float]]:
     """Centred moving mean over a twentieth of the run, gaps left out of it."""
-    half = _window(len(points)) // 2
+    half = smoothing_width(len(points)) // 2
     if half == 0:
         return list(points)
     sums, counts = [0.0], [0]
@@ -176,7 +191,8 @@ def _smooth(points: Points) -> list[tuple[int, float]]:
     return out
 
 
-def _window(count: int) -> int:
+def smoothing_width(count: int) -> int:
+    """Steps that each point of a smoothed curve of so many steps is the mean of."""
     return 2 * (count // 40) + 1
 
 
@@ -184,15 +200,15 @@ def _train_chart(
     run: Run, heading: str, names: list[str], note: str, percent: bool = False, log: bool = False
 ) -> dict[str, Any]:
     lines = {name: run.train[name] for name in names}
-    window = _window(max(len(points) for points in lines.values()))
+    window = smoothing_width(max(len(points) for points in lines.values()))
     exact = "learning_rate" in names
     series: list[dict[str, Any]] = []
     for color, (name, points) in enumerate(lines.items()):
         if window > 1 and not exact:
-            series.append(_series(title(run, name), downsample(points), "raw", color))
-            series.append(_series(title(run, name), downsample(_smooth(points)), "bold", color))
+            series.append(line_series(title(run, name), downsample(points), "raw", color))
+            series.append(line_series(title(run, name), downsample(smoothed(points)), "bold", color))
         else:
-            series.append(_series(title(run, name), downsample(points), "line", color))
+            series.append(line_series(title(run, name), downsample(points), "line", color))
     note += _how_drawn(lines.values(), smooth=window > 1 and not exact)
     missing = sum(1 for points in lines.values() for _, value in points if not math.isfinite(value))
     if missing:
@@ -204,7 +220,7 @@ def _train_chart(
 
 def _how_drawn(lines: Iterable[Points], smooth: bool) -> str:
     longest = max((len(points) for points in lines), default=0)
-    text = f" Bold: mean of {_window(longest)} steps." if smooth and _window(longest) > 1 else ""
+    text = f" Bold: mean of {smoothing_width(longest)} steps." if smooth and smoothing_width(longest) > 1 else ""
     if longest > MAX_POINTS:
         text += f" {longest:,} steps are drawn as the lowest and highest of every {longest * 2 // MAX_POINTS}."
     return text
@@ -227,7 +243,7 @@ TOGETHER = (
 """Measurements that share a chart, and its title."""
 
 
-def _eval_charts(run: Run) -> list[dict[str, Any]]:
+def _eval_charts(run: Run, elsewhere: Collection[str] = ()) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     split = _curve_split(run)
     by_step = run.evals.get(split, {})
@@ -235,7 +251,7 @@ def _eval_charts(run: Run) -> list[dict[str, Any]]:
     measured = _measured(by_step)
     main = main_metric(run, measured)
     # The margin of training batches has a chart, and these are drawn into it.
-    drawn = {"rewards/margin"} & set(run.train) - set(constant_metrics(run)) - {main}
+    drawn = {"rewards/margin"} & set(run.train) - set(constant_metrics(run)) - {main} | set(elsewhere)
     for metric in sorted(measured, key=lambda name: (name != main, name != "reward/mean")):
         if metric in drawn:
             continue
@@ -287,7 +303,7 @@ def _time_chart(run: Run) -> dict[str, Any] | None:
     series = []
     for color, (name, line) in enumerate(lines.items()):
         mean = [(part[0], sum(line.get(step, 0.0) for step in part) / len(part)) for part in parts]
-        series.append(_series(name, mean, "line", color))
+        series.append(line_series(name, mean, "line", color))
     note = "Seconds per optimizer step, stacked."
     if buckets < len(steps):
         note += f" Each point is the mean of {len(steps) // buckets} steps."
@@ -295,13 +311,13 @@ def _time_chart(run: Run) -> dict[str, Any] | None:
 
 
 def interval_series(name: str, points: list[tuple[int, Interval]], color: int) -> dict[str, Any]:
-    series = _series(name, [(step, interval.value) for step, interval in points], "line", color)
+    series = line_series(name, [(step, interval.value) for step, interval in points], "line", color)
     series["low"] = [rounded(i.low if i.is_bounded else i.value) for _, i in points]
     series["high"] = [rounded(i.high if i.is_bounded else i.value) for _, i in points]
     return series
 
 
-def _series(name: str, points: Points, style: str, color: int) -> dict[str, Any]:
+def line_series(name: str, points: Points, style: str, color: int) -> dict[str, Any]:
     return {
         "name": name,
         "x": [step for step, _ in points],

@@ -22,12 +22,24 @@ import plotly.offline
 from markupsafe import Markup, escape
 
 from preftune.errors import PreftuneError
-from preftune.report import gmpo, preference_page, preference_words, round_page, samples, verdicts, words
+from preftune.report import (
+    competition_page,
+    cycle,
+    gmpo,
+    preference_page,
+    preference_words,
+    round_page,
+    samples,
+    verdicts,
+    words,
+)
 from preftune.report.answers import read_whole
+from preftune.report.benchmarks import benchmarks
 from preftune.report.curves import charts, constant_metrics, joined_charts
 from preftune.report.notes import notes_of
 from preftune.report.read import Run, has_run, read_stages
 from preftune.report.rounds import all_series
+from preftune.report.steps import read_step
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -62,14 +74,18 @@ def _run_page(run: Run) -> str:
     rows = verdicts.compare(run)
     verdict, sentence, why = verdicts.headline(run, rows)
     seconds = (run.summary or {}).get("seconds")
-    curves = charts(run)
-    pref, critic = preference_page.section(run), gmpo.section(run)
-    return _render(
+    pref, critic, contest = preference_page.section(run), gmpo.section(run), competition_page.section(run)
+    # The headline's own metric keeps its curve and its row.
+    elsewhere = (contest.metrics if contest else frozenset()) - {row.metric for row in rows[:1]}
+    curves = charts(run, elsewhere)
+    return render(
         "report.html.j2",
-        curves + (pref.charts if pref else []) + (critic.charts if critic else []),
+        curves + [chart for part in (pref, critic, contest) if part for chart in part.charts],
         curves=curves,
         pref=pref,
         critic=critic,
+        contest=contest,
+        elsewhere=elsewhere,
         run=run,
         rows=rows,
         main=rows[0] if rows else None,
@@ -96,8 +112,13 @@ def _pipeline_page(folder: Path, title: str, names: list[str], status: str) -> s
         if path.resolve().parent != folder.resolve():
             problems.append(f"pipeline.json names the stage {name!r}, which is no folder directly inside {folder.name}")
             continue
+        if (step := read_step(path)) is not None:
+            link = f"{quote(name)}/report.html"
+            stages.append({"name": name, "run": None, "status": "finished", "step": step, "link": link})
+            continue
         if not has_run(path):
-            stages.append({"name": name, "run": None, "status": "not started"})
+            begun = path.is_dir() and any(path.iterdir())
+            stages.append({"name": name, "run": None, "status": "unfinished" if begun else "not started"})
             continue
         run = read_whole(path)
         rows = verdicts.compare(run)
@@ -107,11 +128,18 @@ def _pipeline_page(folder: Path, title: str, names: list[str], status: str) -> s
     started = [(stage["name"], stage["run"]) for stage in stages if stage["run"] is not None]
     journey = _journey([stage for stage in stages if stage["run"] is not None])
     parts = round_page.sections(all_series(folder, names, dict(started)))
-    curves = joined_charts(started)
-    return _render(
+    contest = competition_page.joined_section(started)
+    both_ways = cycle.section(started)
+    elsewhere = (contest.metrics if contest else frozenset()) - {line["row"].metric for line in journey[:1]}
+    curves = joined_charts(started, elsewhere)
+    return render(
         "pipeline.html.j2",
-        curves + [chart for part in parts for chart in part.charts],
+        curves + [chart for part in (*parts, contest, both_ways) if part for chart in part.charts],
         curves=curves,
+        both_ways=both_ways,
+        benchmarks=benchmarks(started),
+        contest=contest,
+        elsewhere=elsewhere,
         parts=parts,
         name=title,
         status=status,
@@ -161,7 +189,7 @@ def _journey_line(line: dict[str, Any], names: list[str]) -> str:
         if cell is not None
     ]
     title = "The trained reward (mean score)" if line["reward"] else row.title
-    return f"{title} on {words.ROWS.get(row.split, row.split)} was {', '.join(said)}."
+    return f"{title} on {words.rows_of(row.split)} was {', '.join(said)}."
 
 
 def _scale(row: verdicts.Comparison) -> dict[str, Any]:
@@ -199,7 +227,8 @@ def _shares(seconds: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"name": n, "text": words.duration(v), "percent": round(100 * v / total, 1)} for n, v in ordered]
 
 
-def _render(template: str, drawn: list[dict[str, Any]], **values: Any) -> str:
+def render(template: str, drawn: list[dict[str, Any]], **values: Any) -> str:
+    """A page from a template of this package: `drawn` are its charts, `values` what the template names."""
     script = Markup(_own_script())
     return (
         _environment()

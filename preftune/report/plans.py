@@ -125,6 +125,18 @@ PLANS = (
         own_axis=True,
     ),
     Plan(
+        "Near-certain tokens",
+        ("certain/share", "certain/limited"),
+        "Answer tokens to which the generator gave more than p_max, and the share of their gradients over g_max.",
+        percent=True,
+    ),
+    Plan(
+        "Gradient norm at near-certain tokens",
+        ("certain/norm",),
+        "Mean norm of the gradient that reaches their states at each layer, of one pair's loss, before the limit.",
+        own_axis=True,
+    ),
+    Plan(
         "Log-probs of both sides",
         ("logprobs/chosen", "logprobs/rejected"),
         "Mean of the summed log-prob, in nats. Both falling: the good answers get less likely as well.",

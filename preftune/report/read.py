@@ -114,6 +114,11 @@ class Run:
         return "" if said == self.status else said
 
     @property
+    def reached_goal(self) -> bool:
+        """True when `train.until` ended the run."""
+        return self.status == "stopped" and self.status_detail.endswith("as train.until asks")
+
+    @property
     def is_complete(self) -> bool:
         """True when the run came to its end, by its last step or by a rule of its own (patience, collapse)."""
         return self.status in ("finished", "stopped")

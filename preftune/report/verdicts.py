@@ -10,12 +10,12 @@ from preftune.report.read import Run
 from preftune.report.words import (
     LOWER_IS_BETTER,
     NBSP,
-    NEUTRAL,
-    ROWS,
+    is_neutral,
     is_share,
     main_metric,
     moved,
     number,
+    rows_of,
     section,
     signed,
     span,
@@ -73,7 +73,7 @@ def _comparison(run: Run, split: str, metric: str) -> Comparison:
     before, after = run.before.get(split, {}).get(metric), run.after.get(split, {}).get(metric)
     difference = run.difference.get(split, {}).get(metric)
     verdict = "unknown"
-    if difference is not None and metric not in NEUTRAL:
+    if difference is not None and not is_neutral(metric):
         gain = -difference.value if _lower_is_better(run, metric) else difference.value
         known = moved(difference)
         verdict = "unknown" if known is None else ("same" if not known else ("better" if gain > 0 else "worse"))
@@ -139,7 +139,7 @@ def _who(run: Run, row: Comparison) -> str:
     found = row.after or row.before
     count = f"{found.n:,}{NBSP}" if found else ""
     untrained = " (measured, not trained on)" if _only_measured(run, row.metric) else ""
-    return f"{row.title}{untrained} on {count}{ROWS.get(row.split, row.split)}"
+    return f"{row.title}{untrained} on {count}{rows_of(row.split)}"
 
 
 def _only_measured(run: Run, metric: str) -> bool:

@@ -51,6 +51,9 @@ TITLES = {
     "resample/rounds": "Further draws",
     "resample/prompts": "Prompts answered",
     "resample/missing": "Places filled with dead groups",
+    "certain/share": "Near-certain tokens",
+    "certain/limited": "Limited gradients",
+    "certain/norm": "Gradient norm at near-certain tokens",
     "collected/score": "Mean score of the collected answers",
     "collected/prompts_kept": "Share of collected prompts trained on",
     "gmpo/temperature": "Temperature τ",
@@ -74,6 +77,14 @@ TITLES = {
     "critic": "Critic's score",
     "truth": "Truth",
     "pass/number": "Pass over the data",
+    "followed/prompts": "Prompts followed in full",
+    "followed/instructions": "Instructions followed",
+    "followed/prompts_loose": "Prompts followed in full, loosely",
+    "followed/instructions_loose": "Instructions followed, loosely",
+    "choices/accuracy": "Right choices",
+    "choices/accuracy_sum": "Right choices by plain log-prob",
+    "choices/margin": "Margin of the right choice",
+    "choices/unread": "Answers without a letter",
     "tokens/trained": "Tokens trained",
     "tokens/packed": "Tokens packed",
     "tokens/saved": "Share saved by the shared prompt",
@@ -82,11 +93,13 @@ SHARES = {
     "reward/accuracy", "reward/well_formed", "reward/dead_groups", "length/truncated", "length/eos",
     "clip/low", "clip/high", "diversity/distinct_2", "diversity/repetition", "tokens/saved",
     "rewards/accuracy", "rewards/accuracy_longer", "rewards/accuracy_shorter", "logprobs/accuracy",
-    "logprobs/accuracy_per_token", "value/clipped", "collected/prompts_kept", "gmpo/skipped_groups", "gmpo/capped",
+    "logprobs/accuracy_per_token", "certain/share", "certain/limited", "value/clipped", "collected/prompts_kept",
+    "gmpo/skipped_groups", "gmpo/capped",
     "gmpo/effective", "critic/parsed", "critic/retried", "critic/left_out", "critic/too_long", "critic/joint_parsed",
-    "critic/kept",
+    "critic/kept", "followed/prompts", "followed/instructions", "followed/prompts_loose",
+    "followed/instructions_loose", "choices/accuracy", "choices/accuracy_sum", "choices/unread",
 }  # fmt: skip
-LOWER_IS_BETTER = {"nll", "loss", "length/truncated", "kl"}
+LOWER_IS_BETTER = {"nll", "loss", "length/truncated", "kl", "reward/competition-copied", "choices/unread"}
 NBSP = "\u00a0"
 """Between a number and its unit, which belong on one line."""
 NEUTRAL = {
@@ -94,6 +107,11 @@ NEUTRAL = {
     "logprobs/rejected",
 }  # fmt: skip
 """Metrics that are neither good nor bad by themselves: their change is shown without a verdict."""
+
+
+def is_neutral(metric: str) -> bool:
+    """Whether a metric is neither good nor bad by itself; so is the share of contests that a persona wins."""
+    return metric in NEUTRAL or metric.startswith("reward/competition-won")
 
 
 def title(metric: str) -> str:
@@ -183,8 +201,16 @@ def main_metric(run: Run, measured: Collection[str]) -> str:
     order = ["rewards/auc", "rewards/accuracy"]
     compared = any(metric in measured for metric in order)
     wanted = [] if compared and not chosen.startswith("reward/") else [chosen]
-    wanted += ["reward/accuracy", "reward/mean", *order, "nll", *sorted(measured)]
+    wanted += ["reward/accuracy", "reward/mean", *order, *_rewards(run), "nll", *sorted(measured)]
     return next((metric for metric in wanted if metric in measured), "")
+
+
+def _rewards(run: Run) -> list[str]:
+    """Metrics of the recipe's rewards in its order: what is left where no answer has a score, as beside a judge that
+    compares."""
+    listed = run.recipe.get("rewards")
+    named = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    return [f"reward/{one.get('label') or one.get('name')}" for one in named]
 
 
 def section(run: Run, name: str) -> dict[str, object]:
@@ -194,3 +220,8 @@ def section(run: Run, name: str) -> dict[str, object]:
 
 
 ROWS = {"test": "held-out rows", "validation": "validation rows", "train": "training rows"}
+
+
+def rows_of(split: str) -> str:
+    """A split's rows in words; those of a benchmark, which is none of the three, go by its name."""
+    return ROWS.get(split, f"rows of {split}")

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from preftune.competition import Construct
 from preftune.config import RewardConfig
 from preftune.errors import ModelError, PreftuneError, RewardError, UsageError
 from preftune.records import Group, Prompt
-from preftune.rewards.builtins import BUILTINS, make_builtin
+from preftune.rewards.builtins import BUILTINS, make_builtins
 from preftune.rewards.call import LARGEST, RESERVED, Batch, Failure, Reply, TrainerState, describe_exception
+from preftune.rewards.code import CodeReward
 from preftune.rewards.isolation import DirectLane, Lane, ProcessLane, ThreadLane
 from preftune.rewards.learned import LearnedReward
 from preftune.rewards.loading import Reference, find_reference, reference_to
@@ -63,6 +65,11 @@ class RewardSet:
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
         self._rewards = tuple(rewards)
+        self._ends: Callable[[Sequence[int], str], list[int]] | None = None
+
+    def know_tokens(self, ends: Callable[[Sequence[int], str], list[int]]) -> None:
+        """Tell rewards that count tokens inside a text where these end: `TokenContract.token_ends`."""
+        self._ends = ends
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,13 +109,23 @@ class RewardSet:
     ) -> None:
         self.close()
 
-    def score(self, groups: Sequence[Group], step: int, total_steps: int, epoch: float | None = None) -> Scored:
+    def score(
+        self,
+        groups: Sequence[Group],
+        step: int,
+        total_steps: int,
+        epoch: float | None = None,
+        *,
+        measuring: bool = False,
+    ) -> Scored:
         """Score every completion: Σ weight · value over the rewards that apply to it.
 
         Args:
             groups: any number of groups of any sizes.
             step: optimizer steps taken so far; `total_steps` those of the run: the rewards' `trainer_state`.
             epoch: passes over the data so far, if the caller counts them.
+            measuring: nothing is learned from the scores, and answers stand alone. A row that only rewards without a
+                weight apply to then has no score, which is no error: a judge that compares says nothing of one answer.
 
         Raises RewardError naming reward and row when a reward fails (with `on_error: stop`) or when no reward
         with a weight applies to a row (and none has `on_error: skip`).
@@ -124,13 +141,15 @@ class RewardSet:
             )
         labels = [_label(prompt, index, len(group.completions)) for prompt, index, group in rows]
         batch = make_batch(groups, TrainerState(step, total_steps, epoch))
+        if self._ends is not None and any(reward.reads_ends for reward in self._rewards):
+            batch.token_ends.extend(self._ends(c.ids, c.text) for group in groups for c in group.completions)
         try:
             answers = self._run(batch)
             outcomes = [settle(r, batch, labels, a) for r, a in zip(self._rewards, answers, strict=True)]
         except BaseException:  # Ctrl-C above all: a lane with a batch under way would answer the next one with it
             self.close()
             raise
-        scores = [self._combine(outcomes, row, label) for row, label in enumerate(labels)]
+        scores = [self._combine(outcomes, row, label, measuring) for row, label in enumerate(labels)]
         breakdowns = [
             {r.name: outcome.values[row] for r, outcome in zip(self._rewards, outcomes, strict=True)}
             for row in range(len(rows))
@@ -166,7 +185,7 @@ class RewardSet:
                 answers[index] = reward.lane.result(reward.timeout)
         return [answers[index] for index in range(len(self._rewards))]
 
-    def _combine(self, outcomes: list[Outcome], row: int, label: str) -> float | None:
+    def _combine(self, outcomes: list[Outcome], row: int, label: str, measuring: bool) -> float | None:
         counting = [(r, o) for r, o in zip(self._rewards, outcomes, strict=True) if r.weight != 0]
         parts = [r.weight * value for r, o in counting if (value := o.values[row]) is not None]
         if parts or not counting:
@@ -175,6 +194,8 @@ class RewardSet:
                 raise RewardError(f"the weighted sum of rewards on {label} is {score:g}: lower the weights")
             return score
         if any(r.skip for r, _ in counting):
+            return None
+        if measuring and any(outcome.values[row] is not None for outcome in outcomes):
             return None
         names = ", ".join(repr(r.name) for r, _ in counting)
         raise RewardError(
@@ -255,6 +276,7 @@ def build_rewards(
     base_dir: Path = Path(),
     *,
     shared_base: str | None = None,
+    construct: Construct | None = None,
 ) -> RewardSet:
     """Make the rewards of a recipe, then those given as functions (weight 1, each with the default limits).
 
@@ -264,6 +286,7 @@ def build_rewards(
         base_dir: where relative files start; the command line gives the working directory.
         shared_base: the model that a policy's adapter will stand on. A reward model that was trained as an adapter of
             it is not loaded now but by `RewardSet.share`.
+        construct: the contest that the recipe describes, for the rewards that read contests.
 
     Raises UsageError for a name that leads nowhere or arguments that a built-in doesn't take, ModelError for a reward
     model that can't be loaded. No code of the user's runs here, except a function that is to run inline: that one is
@@ -272,7 +295,7 @@ def build_rewards(
     rewards: list[Reward] = []
     taken = dict.fromkeys(METRIC_NAMES, 1)
     for config in configs:
-        rewards.append(_from_config(config, base_dir, taken, shared_base))
+        rewards += _from_config(config, base_dir, taken, shared_base, construct)
     for function in functions:
         if not callable(function):
             raise UsageError(f"rewards: {function!r} is not a function")
@@ -282,13 +305,19 @@ def build_rewards(
     return RewardSet(rewards)
 
 
-def _from_config(config: RewardConfig, base_dir: Path, taken: dict[str, int], shared_base: str | None) -> Reward:
+def _from_config(
+    config: RewardConfig, base_dir: Path, taken: dict[str, int], shared_base: str | None, construct: Construct | None
+) -> list[Reward]:
     if config.name in BUILTINS:
-        builtin = make_builtin(config.name, config.args)
-        if isinstance(builtin, LearnedReward) and config.isolate != "process":
-            _prepare(config.name, builtin, shared_base)
-        bare = config.model_copy(update={"args": {}})  # they are the built-in's fields now
-        return make_reward(bare, _unique(config.name, taken), None, builtin)
+        made: list[Reward] = []
+        for label, builtin in make_builtins(config, construct):
+            if isinstance(builtin, LearnedReward) and config.isolate != "process":
+                _prepare(config.name, builtin, shared_base)
+            if isinstance(builtin, CodeReward):
+                builtin.within(config.timeout)
+            bare = config.model_copy(update={"args": {}})  # they are the built-in's fields now
+            made.append(make_reward(bare, _unique(label, taken), None, builtin))
+        return made
     if ":" not in config.name:
         near = difflib.get_close_matches(config.name, BUILTINS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the built-ins are {', '.join(BUILTINS)}"
@@ -296,7 +325,7 @@ def _from_config(config: RewardConfig, base_dir: Path, taken: dict[str, int], sh
             f"unknown reward {config.name!r}; {hint} A reward of your own is module:function or file.py:function"
         )
     reference = find_reference(config.name, base_dir)
-    return make_reward(config, _unique(reference.function, taken), reference, None)
+    return [make_reward(config, _unique(config.label or reference.function, taken), reference, None)]
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:
@@ -325,6 +354,8 @@ def make_reward(config: RewardConfig, name: str, reference: Reference | None, fu
     else:
         source: Any = function if builtin else reference
         lane = ProcessLane(source, config.args, config.timeout)
+        if isinstance(function, CodeReward):
+            lane.place = f"{lane.place}; {function.describe()}"
     return Reward(
         name=name,
         weight=config.weight,
@@ -333,6 +364,7 @@ def make_reward(config: RewardConfig, name: str, reference: Reference | None, fu
         lane=lane,
         concurrent=concurrent,
         on_hang=getattr(function, "on_hang", None) if builtin else None,
+        reads_ends=builtin and getattr(function, "reads_ends", False),
     )
 
 

@@ -2,7 +2,7 @@
 
 Runs in the trainer and in worker processes alike, so it imports the standard library only. The signature is
 TRL's: `fn(prompts, completions, completion_ids=…, trainer_state=…, log_extra=…, log_metric=…, **columns)`, and
-`finish_reasons`, which TRL lacks.
+`finish_reasons` and `token_ends`, which TRL lacks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ RewardFunction: TypeAlias = Callable[..., Any]
 Kind: TypeAlias = Literal["setup", "raised", "value", "shape", "hung", "died"]
 LARGEST = 3e38
 """Advantages are computed in single precision, which ends there."""
-RESERVED = ("prompts", "completions", "completion_ids", "finish_reasons", "trainer_state", "log_extra", "log_metric")
+RESERVED = (
+    "prompts", "completions", "completion_ids", "finish_reasons", "token_ends", "trainer_state", "log_extra",
+    "log_metric",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Batch:
     """The rows of one call: parallel lists and a table of columns, one entry per completion.
 
     `finish_reasons` say why a completion ended: eos, stop, length (it was cut) or data. Empty where nobody knows.
+    `token_ends`: for each completion the places in its text where its tokens end, one a token. Filled where a built-in
+    of the set reads them and the tokenizer is known.
     """
 
     prompts: list[Any]
@@ -51,6 +56,7 @@ class Batch:
     columns: dict[str, list[Any]]
     state: TrainerState
     finish_reasons: list[str] = field(default_factory=list)
+    token_ends: list[list[int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -65,6 +71,7 @@ class Batch:
             {name: values[part] for name, values in self.columns.items()},
             self.state,
             self.finish_reasons[part],
+            self.token_ends[part],
         )
 
 
@@ -151,6 +158,7 @@ class Caller:
             "completions": batch.completions,
             "completion_ids": batch.completion_ids,
             "finish_reasons": batch.finish_reasons,
+            "token_ends": batch.token_ends,
             "trainer_state": batch.state,
             "log_extra": log_extra,
             "log_metric": log_metric,

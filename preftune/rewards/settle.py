@@ -19,7 +19,8 @@ class Reward:
     """One reward of a set: its name in metrics, how it counts, and the lane that it runs in.
 
     `skip` leaves a failing row's value out; otherwise it stops the run. `concurrent` says that it runs while others
-    do. `on_hang` is the value of a row that hangs or kills a verifier, where that is the text's fault.
+    do. `on_hang` is the value of a row that hangs or kills a verifier, where that is the text's fault. `reads_ends`: it
+    wants to know where tokens end in the text.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Reward:
     lane: Lane
     concurrent: bool
     on_hang: float | None = None
+    reads_ends: bool = False
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ to the model); its place in the grid is cleaned up when enough rows have left, o
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,11 +19,11 @@ GROW = 64
 
 @dataclass
 class Row:
-    """One completion being decoded."""
+    """One completion being decoded. `uniform` holds its random numbers, one a token, in single precision."""
 
     prompt: int
     index: int
-    uniform: list[float]
+    uniform: array[float]
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -106,11 +107,11 @@ class DecodeCache:
         longest = max(lengths, default=0)
         old_length = self.length_GW[group_at, column_at] if old_groups else self.length_GW.new_zeros(0, width)
         used = int(old_length.max()) if old_length.numel() else 0
-        layer_ids = self.layers or (dict.fromkeys(new_states[0]) if new_states else {})
+        layer_ids = list(self.layers) or (list(new_states[0]) if new_states else [])
         kept = torch.tensor(old_groups, dtype=torch.long, device=device)
         fresh_layers: dict[int, _Layer] = {}
         for layer in layer_ids:
-            now = self.layers.get(layer)
+            now = self.layers.pop(layer, None)  # each old layer goes when its new one is filled: not two whole caches
             sample = now.prompt_k if now is not None else new_states[0][layer][0][None]
             sample_v = now.prompt_v if now is not None else new_states[0][layer][1][None]
             heads = sample.shape[1]

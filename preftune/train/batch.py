@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from preftune.config import Recipe
+from preftune.engine.certain import GradientLimit
 from preftune.engine.forward import Engine
 from preftune.engine.pack import Pack, PairsOfGroup, input_length
 from preftune.engine.values import ScalarHead
@@ -37,6 +38,8 @@ class Batch:
         visited_kl: the KL to the reference is summed over the whole vocabulary at each visited position, because the
             completions were not drawn from the policy (`Engine.divergence`).
         sampled: the completions were drawn for this step, so the sampler's log-probs are of the weights that learn.
+        certain: which tokens of each completion their generator found near-certain, where a reward model's gradient on
+            them is limited: [group][completion] → truth values of its ids.
         facts: what making the signal told, as metrics of the step.
     """
 
@@ -55,6 +58,7 @@ class Batch:
     values: LogProbs | None = None
     visited_kl: bool = False
     sampled: bool = False
+    certain: list[list[Tensor]] | None = None
     facts: dict[str, float] = field(default_factory=dict)
 
     def parts(self, count: int, seed: str) -> list[Batch]:
@@ -117,6 +121,7 @@ def make_batch(
     visited_kl: bool = False,
     contrast: Sequence[Group] = (),
     contrast_reference: LogProbs | None = None,
+    certain: list[list[Tensor]] | None = None,
 ) -> Batch:
     """Apply the method's signal and count the denominators.
 
@@ -155,6 +160,7 @@ def make_batch(
         contrast_reference=contrast_reference,
         visited_kl=visited_kl,
         sampled=method.samples,
+        certain=certain,
         facts=facts,
     )
     if not isinstance(signal, TokenSignal):
@@ -227,8 +233,9 @@ def backward(
     loss_sum: Tensor | None = None
     done: set[tuple[int, int]] = set()
     for packed in packs:
+        limit = _limit_of(packed, batch, recipe)
         if method.reads == "scores":
-            tokens = _scored(packed, batch, engine.scores(packed), done)
+            tokens = _scored(packed, batch, engine.scores(packed, limit), done)
         elif packed.target_T.numel() == 0:
             continue
         else:
@@ -248,6 +255,8 @@ def backward(
         output = method.loss(tokens, batch.denominators, recipe)
         if policy:
             output.loss.backward()  # type: ignore[no-untyped-call]
+        if limit is not None:
+            parts.append(limit.metrics(packed.completions))
         detached = output.loss.detach()
         loss_sum = detached if loss_sum is None else loss_sum + detached
         plain = all(c.distribution is not None and c.distribution.is_plain for c in packed.completions)
@@ -397,6 +406,14 @@ def _scored(packed: Pack, batch: Batch, scores_S: Tensor, done: set[tuple[int, i
         scores_S=scores_S,
         lengths_S=torch.tensor([float(c.length) for c in packed.completions], device=device),
     )
+
+
+def _limit_of(packed: Pack, batch: Batch, recipe: Recipe) -> GradientLimit | None:
+    """What the backward lets through of the pack's near-certain tokens; None where all of it."""
+    if batch.certain is None:
+        return None
+    certain = [batch.certain[g][c] for g, c in packed.members]
+    return GradientLimit(certain, g_max=recipe.loss.g_max, pairs=batch.denominators.pairs)
 
 
 def _flat_places(packed: Pack, batch: Batch) -> Tensor:

@@ -27,7 +27,7 @@ from preftune.errors import CertificateError
 from preftune.methods import preference
 from preftune.models.classifier import reward_head_name
 from preftune.models.reward import RewardModel
-from preftune.records import Group
+from preftune.records import Completion, Group
 from preftune.train.batch import Batch, backward
 from preftune.train.folder import write_json
 
@@ -42,6 +42,8 @@ BF16_SAMPLER_TOLERANCE = 0.5
 ADAPTER = "adapter vs merged"
 MAX_TOKENS = 2048
 """Tokens of the sample that is checked: a few seconds on any machine."""
+SHORTEST = 64
+"""Completions are not cut to fewer tokens than that, however long their prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +61,35 @@ class Check:
 
 
 def sample_of(groups: Sequence[Group]) -> list[Group]:
-    """A bounded part of a batch: whole groups of at most four completions, up to MAX_TOKENS, at least one group."""
+    """A bounded part of a batch: whole groups of at most four completions, up to MAX_TOKENS, at least one group.
+
+    Of a first group that is larger by itself the completions are cut, each to the same length at most: the plain
+    forward of long ones would take hours. The prompt stays, since the sampler's log-probs depend on it.
+    """
     out: list[Group] = []
     tokens = 0
     for group in groups:
         small = replace(group, completions=tuple(c for c in group.completions if c.ids)[:4])
         size = len(small.prompt.ids) + sum(len(c.ids) for c in small.completions)
         if small.completions and (not out or tokens + size <= MAX_TOKENS):
+            if size > MAX_TOKENS:
+                room = max(MAX_TOKENS - len(small.prompt.ids), 0) // len(small.completions)
+                small = replace(small, completions=tuple(_cut(c, max(room, SHORTEST)) for c in small.completions))
             out.append(small)
             tokens += size
     return out
+
+
+def _cut(completion: Completion, length: int) -> Completion:
+    """A completion's first tokens, as many as hold one that the policy wrote."""
+    length = max(length, completion.mask.index(True) + 1 if True in completion.mask else 0)
+    logprobs = completion.logprobs
+    return replace(
+        completion,
+        ids=completion.ids[:length],
+        mask=completion.mask[:length],
+        logprobs=None if logprobs is None else logprobs[:length],
+    )
 
 
 def _sample(session: Session, groups: Sequence[Group]) -> list[Group]:
@@ -217,6 +238,8 @@ def _accumulation(session: Session, groups: Sequence[Group]) -> Check:
     budget = session.budget
     one = _gradient(session, batch, budget)
     together = 2 if batch.pairs is not None else 1  # completions that must share a pack
+    if batch.certain is not None:  # a token's gradient is limited as a whole: compared answers stay together
+        together = max(len(g.completions) for g in groups)
     everything = (*groups, *(g for g in batch.contrast if g.completions))
     smallest = max(len(g.prompt.ids) + sum(sorted(len(c.ids) for c in g.completions)[-together:]) for g in everything)
     many = _gradient(session, batch, smallest)

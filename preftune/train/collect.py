@@ -15,14 +15,19 @@ from typing import TYPE_CHECKING, Any
 from preftune.config import Recipe
 from preftune.data.collected import read_collected, write_collected
 from preftune.errors import DataError, UsageError
-from preftune.records import Group
+from preftune.records import Completion, Group
+from preftune.rewards.pick import pick_metrics
 from preftune.train.checkpoint import fingerprint
 from preftune.train.progress import Progress
+from preftune.train.rows import construct_of
+from preftune.train.trace import cut_traces
 
 if TYPE_CHECKING:
     from preftune.train.session import Session
 
 FILE = "collected.jsonl"
+HELD_OUT = "collected-validation.jsonl"
+"""Answers to the validation prompts (collect.held_out), which nothing trains on."""
 
 
 def collect(session: Session, folder: Path, base_dir: Path | None) -> None:
@@ -61,6 +66,8 @@ def collect(session: Session, folder: Path, base_dir: Path | None) -> None:
         write_collected(own, draw_scored(session), describe(session))
         found = read_collected(own)  # what a resumed run reads, to the bit
         groups = found.groups
+    if session.recipe.collect.held_out:
+        _answer_held_out(session, folder)
     # part of what a resumed run must find as it was
     origin = str(own if given is None else path)
     session.data_facts["collected"] = {"content_hash": found.digest, "origins": [origin], "skipped": 0}
@@ -82,17 +89,17 @@ def describe(session: Session) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def draw_scored(session: Session, *, score: bool = True) -> list[Group]:
-    """`sampling.group_size` answers to every training prompt, scored."""
+def draw_scored(session: Session, *, score: bool = True, held_out: bool = False) -> list[Group]:
+    """`sampling.group_size` answers to every training prompt, or to every validation prompt, scored."""
     from preftune.train.setup import seed_everything
 
     recipe = session.recipe
     # The policy is part of the seed: else rounds would draw nearly the same answers where it hardly moved.
-    seed = recipe.seed * 1_000_003 + int(fingerprint(session.policy.model)[:8], 16)
-    session.progress.begin("answering the training prompts")
+    seed = recipe.seed * 1_000_003 + int(fingerprint(session.policy.model)[:8], 16) + held_out
+    session.progress.begin(f"answering the {'validation' if held_out else 'training'} prompts")
     drawn = session.rollout(
-        [group.prompt for group in session.train], recipe.sampling.group_size, recipe.sampling, seed=seed,
-        policy_version=0, progress=session.progress.tick,
+        [group.prompt for group in (session.validation if held_out else session.train)], recipe.sampling.group_size,
+        recipe.sampling, seed=seed, policy_version=0, progress=session.progress.tick,
     )  # fmt: skip
     if not score:
         return drawn
@@ -119,15 +126,35 @@ def draw(recipe: Recipe, *, base_dir: Path | None) -> tuple[list[Group], Mapping
             session.close()
 
 
+def _answer_held_out(session: Session, folder: Path) -> None:
+    """Answers to the validation prompts, in a file of their own: a later stage is measured on contests of them."""
+    path = folder / HELD_OUT
+    if not path.exists():
+        write_collected(path, draw_scored(session, held_out=True), describe(session))
+    found = read_collected(path)
+    if dict(found.about) != describe(session):
+        raise DataError(
+            f"{path} was collected by another policy or with other settings than this recipe's; begin a new run with "
+            "--output"
+        )
+    session.data_facts["collected validation"] = {
+        "content_hash": found.digest, "origins": [str(path)], "skipped": 0
+    }  # fmt: skip
+
+
 def _use(session: Session, groups: Sequence[Group]) -> None:
     method, recipe = session.method, session.recipe
     assert method.keeps is not None
     kept = method.keeps(groups, recipe)
+    flat = _without_choice(session, groups, kept)
+    said = ""
+    if recipe.collect.trace == "winner":
+        kept, said = _traces(session, kept)
     answers = [c for group in groups for c in group.completions]
     scores = [c.score for c in answers if c.score is not None]
     if not kept:
         raise DataError(
-            f"of {len(groups)} prompts with {len(answers)} answers none is left to train on: {_why(session)}"
+            f"of {len(groups)} prompts with {len(answers)} answers none is left to train on: {said or _why(session)}"
         )
     if method.own_words and any(c.logprobs is None for group in kept for c in group.completions):
         raise DataError(
@@ -137,17 +164,45 @@ def _use(session: Session, groups: Sequence[Group]) -> None:
     trained = sum(len(group.completions) for group in kept)
     mean = fmean(scores) if scores else 0.0
     session.data_metrics |= {"collected/score": mean, "collected/prompts_kept": len(kept) / len(groups)}
+    session.data_metrics |= _means(answers, [c for group in kept for c in group.completions])
     session.notes.append(
         f"collected: {len(answers)} answers to {len(groups)} prompts, mean score {mean:.4g}; {len(kept)} prompts and "
         f"{trained} answers are trained on"
     )
-    flat = _without_choice(session, groups, kept)
+    if said:
+        session.notes.append(said)
     if flat:
         session.notes.append(
             f"{flat} of the {len(kept)} prompts have answers of one score alone, so the one that is trained on is as "
             "good as any: set collect.min_score to what a good answer scores, or collect.spread_only"
         )
     session.retrain_on(kept)
+
+
+def _traces(session: Session, kept: Sequence[Group]) -> tuple[list[Group], str]:
+    """The winners' traces of what is kept, and what became of the rest, in words."""
+    construct = construct_of(session.recipe)
+    assert construct is not None, "a recipe without a contest was refused"
+    groups, won, left = cut_traces(kept, construct, session.contract)
+    winners = ", ".join(f"{name} {count}" for name, count in won.items())
+    said = f"traces of winners: {winners}; held-out prompts are measured without the contest's system prompt, too"
+    if left:
+        said += f"; {left} completions left out, as they are no contests with one winner, its working and an answer"
+    return groups, said
+
+
+def _means(answers: Sequence[Completion], kept: Sequence[Completion]) -> dict[str, float]:
+    """Mean of each reward over all answers drawn, and over those that are trained on; and what sways verdicts."""
+    out: dict[str, float] = {}
+    for place, some in (("reward", answers), ("kept", kept)):
+        for name in dict.fromkeys(name for c in some for name in c.breakdown):
+            values = [value for c in some if (value := c.breakdown.get(name)) is not None]
+            if values:
+                out[f"collected/{place}/{name}"] = fmean(values)
+    picks = [c.notes["pick"] for c in answers if isinstance(c.notes.get("pick"), Mapping)]
+    if picks:
+        out |= {f"collected/{name}": value for name, value in pick_metrics(picks).items()}
+    return out
 
 
 def _without_choice(session: Session, groups: Sequence[Group], kept: Sequence[Group]) -> int:

@@ -88,7 +88,9 @@ def _memory(session: Session, trained: int) -> str:
     layers, width = config.num_hidden_layers, config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * width
     element = 2 if session.engine.bf16 else 4
-    per_token = (layers * width if recipe.model.gradient_checkpointing else layers * (10 * width + 4 * inner)) * element
+    of_layer = 10 * width + 4 * inner
+    # Recomputing keeps each layer's input, and all of the one under way.
+    per_token = (layers * width + of_layer if recipe.model.gradient_checkpointing else layers * of_layer) * element
     activations = per_token * session.budget
     total = weights + state + activations
     return (

@@ -43,8 +43,9 @@ class Measurement:
             values = self.known(name)
             if values:
                 found = mean_interval(values, binary=self._is_share(name, others))
-                if "/accuracy" in name and name.startswith(("rewards/", "logprobs/")) and found.is_bounded:
-                    # With ties, or several pairs a row, Student's t may leave what a share can be.
+                shares = "/accuracy" in name and name.startswith(("rewards/", "logprobs/", "choices/"))
+                if (shares or name.startswith("followed/")) and found.is_bounded:
+                    # With ties, or several pairs or instructions a row, Student's t may leave what a share can be.
                     found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
                 out[name] = found
         return out
@@ -94,7 +95,7 @@ def measure(session: Session, split: str, groups: Sequence[Group], step: int) ->
             [g.prompt for g in groups], 1, settings, seed=recipe.seed, policy_version=step,
             temperature=recipe.eval.temperature, progress=session.progress.tick,
         )  # fmt: skip
-        samples = session.rewards.score(drawn, step, session.steps).groups
+        samples = session.rewards.score(drawn, step, session.steps, measuring=True).groups
         completions = [g.completions[0] for g in samples]
         rows["reward/mean"] = [c.score for c in completions]
         for name in session.rewards.names:

@@ -25,6 +25,7 @@ from preftune.records import Group
 from preftune.signals import adapted_beta
 from preftune.train.advice import Watch
 from preftune.train.batch import Batch, backward
+from preftune.train.benchmarks import measure_benchmark
 from preftune.train.certificate import certify_adapter, certify_start, read_checks, write_certificate
 from preftune.train.checkpoint import (
     find_weights,
@@ -58,6 +59,7 @@ from preftune.train.progress import Progress
 from preftune.train.result import FINISHED, STOPPED, RunResult, finished_result, write_summary
 from preftune.train.session import Session
 from preftune.train.setup import seed_everything
+from preftune.train.until import Goal
 
 if TYPE_CHECKING:
     from preftune.train.gmpo import Gmpo
@@ -142,6 +144,7 @@ class _Loop:
         self.best: dict[str, Any] | None = None
         self.since_best = 0
         self.stopped: str | None = None
+        self.goal = Goal(self.recipe.train.until)
         self.told: list[str] = []  # what only the run's beginning could say
         self.pending = False  # the step is done, its validation is not
         # True where `step`, weights, optimizer and journals belong together, so that they may be saved.
@@ -318,7 +321,9 @@ class _Loop:
     # --- measuring --------------------------------------------------------------------------------------------
 
     def _splits(self) -> dict[str, list[Group]]:
-        return {k: v for k, v in (("validation", self.session.validation), ("test", self.session.test)) if v}
+        """Everything that is measured: held-out rows, and the benchmarks by their names."""
+        held_out = {k: v for k, v in (("validation", self.session.validation), ("test", self.session.test)) if v}
+        return held_out | {name: [*one.shown] for name, one in self.session.benchmarks.items()}
 
     def _measure_start(self) -> None:
         for split in self._splits():
@@ -336,14 +341,24 @@ class _Loop:
         with self.interrupts.held():
             self._record(measured)
             self._consider(measured)
+            values = {name: interval.value for name, interval in measured.intervals().items()}
+            self._end_if(self.goal.after_measuring("validation", values))
             self.pending = False
             self._settle()
+
+    def _end_if(self, why: str) -> None:
+        """The stage's goal is reached."""
+        if why and self.step < self.session.steps:
+            self.stopped = f"{STOPPED} {self.step}: {why}"
 
     def _measure(self, split: str, step: int) -> Measurement:
         start = time.perf_counter()
         self._doing = ("measure", self._splits()[split])
         seed_everything(self.recipe.seed, step)
-        measured = measure(self.session, split, self._splits()[split], step)
+        if split in self.session.benchmarks:
+            measured = measure_benchmark(self.session, split, step)
+        else:
+            measured = measure(self.session, split, self._splits()[split], step)
         self.seconds["eval"] = self.seconds.get("eval", 0.0) + time.perf_counter() - start
         return measured
 
@@ -397,6 +412,7 @@ class _Loop:
         for advice in self.watch.update(self.step, metrics):
             self.journals["advice"].write({"step": advice.step, "saw": advice.saw, "change": advice.change})
             self.session.progress.say(f"step {advice.step}: {advice.saw} → {advice.change}")
+        self._end_if(self.goal.after_step(metrics))
         if self.watch.collapsed and log.stop_on_collapse:
             self.stopped = f"{STOPPED} {self.step}: the policy collapsed to one text for all prompts"
 
@@ -431,6 +447,7 @@ class _Loop:
             "best": self.best,
             "since_best": self.since_best,
             "stopped": self.stopped,
+            "goal": self.goal.recent,
             "seconds": self.seconds,
             "pending": self.pending,
             "lengths": self._lengths,
@@ -462,6 +479,7 @@ class _Loop:
         self.watch.load_state_dict(state["watch"])
         self.best, self.since_best, self.stopped = state["best"], state["since_best"], state["stopped"]
         self.pending = state["pending"]
+        self.goal.recent = list(state["goal"])
         self.seconds = dict(state["seconds"])
         self.session.progress.say(f"going on after step {self.step}")
         lengths: dict[str, int] = state["lengths"]

@@ -55,20 +55,23 @@ class Progress:
                 self._rich.remove_task(self._task)
             self._task = self._rich.add_task(f"{self.title} · {label}", total=None, completed=done, note="")
 
-    def tick(self, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` are finished."""
+    def tick(self, done: int, total: int | None, note: str = "") -> None:
+        """`done` of `total` are finished; None where nobody knows how many there are."""
         if self._rich is not None and self._task is not None:
             self._rich.update(self._task, completed=done, total=total, note=note)
             return
         now = time.monotonic()
-        if done == self._from or (now - self._said < LINE_EVERY and done < total):
+        if done == self._from or (now - self._said < LINE_EVERY and (total is None or done < total)):
             return  # nothing done since the bar began, or too soon for another line
         self._said = now
         spent = now - self._start
         rate = (done - self._from) / spent if spent > 0 else 0.0
-        left = (total - done) / rate if rate > 0 else 0.0
+        if total is None:
+            told = f"{done}, {rate:.2f}/s"
+        else:
+            told = f"{done}/{total}, {rate:.2f}/s, {(total - done) / rate if rate > 0 else 0.0:.0f} s left"
         print(
-            f"{self.title} · {self._label}: {done}/{total}, {rate:.2f}/s, {left:.0f} s left {note}",
+            f"{self.title} · {self._label}: {told} {note}",
             file=sys.stderr,
             flush=True,
         )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from preftune.competition import Construct
 from preftune.config import Recipe, SourceConfig, TokensConfig
 from preftune.data import as_prompts, best_of, load_examples
 from preftune.errors import DataError
+from preftune.judges.contests import is_contest, question_of, rows_of
 from preftune.methods import Method
 from preftune.models import Policy
-from preftune.records import Content, Example, Group, TokenCounts
+from preftune.records import Example, Group, TokenCounts
 from preftune.tokens import TokenContract
+from preftune.train.trace import without_system
 
 Splits = dict[str, list[Group]]
 """train, validation and test."""
@@ -27,6 +31,7 @@ class Rows:
     content_hash: str = ""
     origins: tuple[str, ...] = ()
     skipped: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def facts(self) -> dict[str, object]:
@@ -36,14 +41,44 @@ class Rows:
 def read_splits(recipe: Recipe, base_dir: Path | None) -> dict[str, Rows]:
     """Load every source of the recipe. Raises DataError as `load_examples` does."""
     sources = {"train": recipe.data, "validation": recipe.eval.data, "test": recipe.eval.test}
-    return {name: _read(some, recipe, base_dir) for name, some in sources.items()}
+    return {name: _read(with_system(some, recipe), recipe, base_dir) for name, some in sources.items()}
+
+
+def construct_of(recipe: Recipe) -> Construct | None:
+    """The contest that the recipe describes. Raises UsageError for one whose tags can't be told apart."""
+    return None if recipe.competition is None else Construct.of(recipe.competition)
+
+
+def with_system(sources: Sequence[SourceConfig], recipe: Recipe) -> list[SourceConfig]:
+    """The sources with the contest's system prompt, where the recipe describes a contest and a source has none."""
+    construct = construct_of(recipe)
+    if construct is None or not construct.system_prompt:
+        return list(sources)
+    told = {"system": construct.system_prompt}
+    # The rows of contests are prompts of their own: preftune.judges.contests puts it where it belongs.
+    own = [one.system is not None or one.contest is not None for one in sources]
+    return [one if has else one.model_copy(update=told) for one, has in zip(sources, own, strict=True)]
 
 
 def _read(sources: Sequence[SourceConfig], recipe: Recipe, base_dir: Path | None) -> Rows:
-    if not sources:
+    """Rows as they are, mixed, and behind them the contests that are made of the others."""
+    plain = [source for source in sources if source.contest is None]
+    made = [source for source in sources if source.contest is not None]
+    loaded = [load_examples(plain, seed=recipe.seed, base_dir=base_dir)] if plain else []
+    loaded += [load_examples([source], seed=recipe.seed, base_dir=base_dir) for source in made]
+    if not loaded:
         return Rows([])
-    loaded = load_examples(sources, seed=recipe.seed, base_dir=base_dir)
-    return Rows(list(loaded.examples), loaded.content_hash, tuple(loaded.origins), loaded.skipped)
+    rows = list(loaded[0].examples) if plain else []
+    notes: list[str] = []
+    if made:
+        parts = zip(made, (one.examples for one in loaded[-len(made) :]), strict=True)
+        contests, notes = rows_of(list(parts), recipe.seed, construct_of(recipe))
+        rows += contests
+    digest = loaded[0].content_hash
+    if len(loaded) > 1:
+        digest = hashlib.sha256("".join(one.content_hash for one in loaded).encode()).hexdigest()
+    origins = tuple(origin for one in loaded for origin in one.origins)
+    return Rows(rows, digest, origins, sum(one.skipped for one in loaded), tuple(notes))
 
 
 def with_template(config: TokensConfig, base_dir: Path | None) -> TokensConfig:
@@ -70,7 +105,13 @@ def tokenise(
         examples["train"], examples["validation"] = hold_out(examples["train"], recipe, method)
     splits: Splits = {}
     counts: dict[str, TokenCounts] = {}
-    notes: list[str] = []
+    notes = [f"{name}: {note}" for name, rows in loaded.items() for note in rows.notes]
+    examples["train"], said = apart(examples)
+    notes += said
+    if recipe.collect.trace == "winner":  # they are measured as they are trained
+        construct = construct_of(recipe)
+        for name in ("validation", "test"):
+            examples[name] = [replace(row, prompt=without_system(row.prompt, construct)) for row in examples[name]]
     for name, rows in examples.items():
         if name != "train" and recipe.eval.limit is not None:
             rows = rows[: recipe.eval.limit]
@@ -89,16 +130,19 @@ def tokenise(
 def hold_out(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list[Example], list[Example]]:
     """Training rows and held-out ones. A row that its source's weight repeats, or that stands in the data twice, is one
     row: never on both sides. With preferences and labels neither is a prompt, which may have several rows; nor is one
-    that the policy answers. So a reward model and the PPO that follows hold out the same prompts."""
+    that the policy answers. So a reward model and the PPO that follows hold out the same prompts. Contests are held out
+    by their question."""
     by_prompt = bool(method.compares) or method.completions != "data"
 
-    def content(row: Example) -> tuple[Content, tuple[Content, ...]]:
+    def content(row: Example) -> Hashable:
+        if is_contest(row):
+            return question_of(row)
         return row.prompt, () if by_prompt else row.completions
 
     different = list({content(row): None for row in reversed(rows)})[::-1]
     held_out = recipe.eval.holdout
     if held_out >= len(different):
-        what = "prompts" if by_prompt else "ones"
+        what = "questions" if any(map(is_contest, rows)) else "prompts" if by_prompt else "ones"
         raise DataError(
             f"eval.holdout {held_out} leaves no training row: the data has {len(different)} different {what}"
         )
@@ -107,6 +151,27 @@ def hold_out(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list[
     held = {different[i] for i in order[:held_out]}
     distinct = list({(row.prompt, row.completions): row for row in reversed(rows)}.values())[::-1]
     return [row for row in rows if content(row) not in held], [row for row in distinct if content(row) in held]
+
+
+def apart(examples: dict[str, list[Example]]) -> tuple[list[Example], list[str]]:
+    """The training rows without those on a held-out question, where contests are among the rows: a contest shows a
+    question's answers, so nobody may learn from one what another is measured on. And what was left out, in words.
+
+    Raises:
+        DataError: nothing else is there.
+    """
+    train, held = examples["train"], [*examples["validation"], *examples["test"]]
+    if not held or not any(map(is_contest, (*train, *held))):
+        return train, []
+    questions = {question_of(row) for row in held}
+    kept = [row for row in train if question_of(row) not in questions]
+    if not kept:
+        raise DataError(
+            f"{train[0].where}: every training row is on a question of the held-out rows (eval.data, eval.test); give "
+            "other questions there"
+        )
+    left = len(train) - len(kept)
+    return kept, [f"train: {left} rows left out, as their questions are held out"] if left else []
 
 
 def _as_used(rows: list[Example], recipe: Recipe, method: Method) -> tuple[list[Example], list[str]]:

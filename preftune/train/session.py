@@ -29,13 +29,18 @@ from preftune.sampling.base import Progress as SamplingProgress
 from preftune.sampling.base import Rollout, distribution_of
 from preftune.sampling.local import LocalSampler
 from preftune.sampling.rollouts import find_rollout
+from preftune.tasks.benchmark import Benchmark
 from preftune.tokens import TokenContract
 from preftune.train.batch import Batch, LogProbs, kept_logprobs, make_batch
+from preftune.train.benchmarks import facts_of, open_benchmarks, read_benchmarks
+from preftune.train.certificate import sample_of
+from preftune.train.generator import NearCertain, check_whole_groups, find_near_certain, is_limited
 from preftune.train.head import make_value_head
 from preftune.train.progress import Progress
 from preftune.train.reference import ReferenceStore, build_store, default_folder, live_reference
 from preftune.train.rows import (
     check_vocabulary,
+    construct_of,
     read_splits,
     tokenise,
     with_template,
@@ -67,12 +72,14 @@ class Session:
     Attributes:
         train: training groups (prompt alone for on-policy methods), one epoch.
         validation, test: held-out groups.
+        benchmarks: further tasks that are measured before and after training, by name.
         counts: what the token contract did, by split.
         steps: optimizer steps of the whole run.
         budget: tokens of one packed forward pass.
         notes: sentences for the report: fallbacks, warnings.
         fresh: the weights are those that were loaded; with full fine-tuning the policy is its own reference till then.
         references: the reference's log-probs of the fixed data, once `prepare_reference` has run.
+        certain: the tokens on which a reward model's gradient is limited (loss.p_max), likewise.
         data_metrics: facts of the training data that are logged at every step, for the advice.
         head: the value head, where advantages come from GAE.
         gmpo: GMPO's critic and what it remembers, for that method alone.
@@ -101,11 +108,13 @@ class Session:
     multi_turn: Rollout | None = None
     fresh: bool = True
     references: ReferenceStore | None = None
+    certain: NearCertain | None = None
     _orders: tuple[int, list[int]] | None = None
     data_metrics: dict[str, float] = field(default_factory=dict)
     head: ScalarHead | None = None
     gmpo: Gmpo | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+    benchmarks: dict[str, Benchmark] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sampler = LocalSampler(self.engine, self.contract)
@@ -135,16 +144,21 @@ class Session:
             wanted = [] if method.reads == "scores" else recipe.rewards
             shared_base = shared_base_of(recipe)
             rewards = opened.enter_context(
-                build_rewards(wanted, functions, base_dir or Path.cwd(), shared_base=shared_base)
+                build_rewards(
+                    wanted, functions, base_dir or Path.cwd(), shared_base=shared_base, construct=construct_of(recipe)
+                )
             )
-            loaded = read_splits(recipe, base_dir)
+            loaded, tasks = read_splits(recipe, base_dir), read_benchmarks(recipe, method, base_dir)
             policy = load_model(recipe, method)
             contract = TokenContract(policy.tokenizer, with_template(recipe.tokens, base_dir), policy.generation_eos)
+            rewards.know_tokens(contract.token_ends)
             if recipe.tokens.chat_template is not None:
                 # The saved model must render as it was trained.
                 policy.tokenizer.chat_template = contract.template_text
             splits, counts, notes = tokenise(loaded, recipe, method, contract, policy)
             check_vocabulary(policy, splits)
+            benchmarks = open_benchmarks(tasks, recipe, contract, policy)
+            notes += [f"{name}: {note}" for name, one in benchmarks.items() for note in one.notes]
             data_metrics: dict[str, float] = {}
             if method.compares == "labels":
                 recipe, data_metrics["kto/balance"] = balanced(recipe, splits["train"], notes)
@@ -152,7 +166,7 @@ class Session:
                 set_reference(policy, recipe, live=is_live(recipe, method))
             bf16 = uses_bf16(recipe, policy)
             engine = Engine(policy, mode=recipe.model.attention, bf16=bf16)
-            facts = {name: rows.facts for name, rows in loaded.items()}
+            facts = {name: rows.facts for name, rows in loaded.items()} | facts_of([*benchmarks.values()])
             notes += rewards.share(engine)
             head = make_value_head(recipe, engine) if method.needs_values(recipe) else None
             gmpo = None
@@ -169,7 +183,7 @@ class Session:
                 splits["validation"], splits["test"], counts, facts, step_count(recipe, len(splits["train"])), progress,
                 token_budget(recipe, method, policy.device, splits), notes=notes, data_metrics=data_metrics,
                 multi_turn=find_rollout(recipe.sampling, contract, base_dir), head=head, gmpo=gmpo,
-                memory=first_memory(recipe, method, gmpo),
+                memory=first_memory(recipe, method, gmpo), benchmarks=benchmarks,
             )  # fmt: skip
             session._note()
             opened.pop_all()
@@ -200,6 +214,11 @@ class Session:
     def temperature(self) -> float:
         """The temperature that the trainer's logits are divided by."""
         return self.recipe.sampling.temperature if self.method.tempered else 1.0
+
+    @property
+    def limited(self) -> bool:
+        """Whether a reward model's gradient on near-certain tokens is limited."""
+        return self.method.reads == "scores" and is_limited(self.recipe)
 
     @property
     def updates(self) -> int:
@@ -370,10 +389,18 @@ class Session:
         self.budget = token_budget(self.recipe, self.method, self.policy.device, splits)
 
     def prepare_reference(self) -> None:
-        """On a fixed data set: get the reference's log-probs of everything that the run will ask for. Before any
-        weight changes, a checkpoint's included."""
+        """On a fixed data set: get the reference's log-probs of everything that the run will ask for, and what the
+        generator was sure of. Before any weight changes, a checkpoint's included."""
         recipe = self.recipe
         self.check_batches()
+        if self.limited:
+            self.progress.begin("scoring with the generator")
+            trained = [group for step in range(1, self.steps + 1) for group in self.batch_of(step)]
+            self.certain = find_near_certain(
+                recipe, self.policy, self.engine, [*trained, *sample_of(self.batch_of(1))], self.budget,
+                self.progress.tick,
+            )  # fmt: skip
+            self.notes.append(self.certain.note)
         if not self.method.needs_reference(recipe) or is_live(recipe, self.method):
             return
         folder = recipe.train.reference_cache
@@ -394,6 +421,11 @@ class Session:
         if self.method.contrast is not None:
             for step in range(1, self.steps + 1):
                 self._contrast(self.batch_of(step))
+        if self.limited:
+            for step in range(1, self.steps + 1):
+                groups = self.batch_of(step)
+                pairs = make_batch(groups, self.method, self.recipe).pairs_of_groups() or []
+                check_whole_groups(groups, [sorted({i for pair in own for i in pair}) for own in pairs], self.budget)
 
     def _all_groups(self) -> Iterator[Group]:
         for step in range(1, self.steps + 1):
@@ -464,6 +496,7 @@ class Session:
         batch = make_batch(
             groups, self.method, self.recipe, evidence=evidence, ratio=ratio, visited_kl=self.visited_kl,
             contrast=contrast, contrast_reference=self.reference_of(contrast) if contrast else None,
+            certain=None if self.certain is None else self.certain.of(groups),
         )  # fmt: skip
         batch.facts.update(told)
         if old is not None and reference is not None and self._kl_inside:

@@ -19,6 +19,7 @@ from preftune.models import Policy, load_policy
 from preftune.models.given import read_adapter
 from preftune.models.reward import load_reward
 from preftune.records import Completion, Group
+from preftune.train.generator import is_limited
 from preftune.train.optim import make_optimizer
 from preftune.train.rows import Splits, balanced_weight, label_balance
 
@@ -141,6 +142,8 @@ def token_budget(recipe: Recipe, method: Method, device: torch.device, splits: S
     if recipe.train.max_tokens_per_batch is not None:
         return recipe.train.max_tokens_per_batch
     together = 2 if method.compares == "pairs" else 1  # completions that must share a pack
+    if method.reads == "scores" and is_limited(recipe):
+        together = max((len(g.completions) for groups in splits.values() for g in groups), default=together)
     group, unit, longest_prompt, longest = 0, 0, 0, 0
     prompts, completions = 0, 0
     for one in (g for groups in splits.values() for g in groups):

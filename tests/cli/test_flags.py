@@ -34,10 +34,15 @@ FREE_VALUES = {
     "policy.preset": "dr-grpo",
     "eval.data": "[{path: v.jsonl}]",
     "eval.test": "[{path: t.jsonl}]",
+    "eval.benchmarks": "[{task: choices, limit: 5}]",
+    "eval.benchmarks.columns": "{answer: {from: solution}}",
+    "eval.benchmarks.by": "letter",
     "model.lora": "{r: 5}",
     "log.sinks": "[wandb]",
     **{f"{rows}.responses": "{from: answers}" for rows in ("data", "eval.data", "eval.test")},
     **{f"{rows}.responses.also": "[{column: best, score: 2}]" for rows in ("data", "eval.data", "eval.test")},
+    **{f"{rows}.contest": "{size: 3}" for rows in ("data", "eval.data", "eval.test")},
+    **{f"{rows}.contest.rubric": "olympiad" for rows in ("data", "eval.data", "eval.test")},
     "loss.name": "ipo",
     "loss.desirable_weight": "auto",
     "loss.label_smoothing": "0.2",
@@ -45,6 +50,9 @@ FREE_VALUES = {
     "gmpo.critic.lora": "{r: 5}",
     "gmpo.temperature": "0.5",
     "gmpo.max_weight": "7.5",
+    "train.until": "{metric: loss, at_most: 0.5}",
+    "competition": "{style: court}",
+    "competition.personas": "[{name: a, prompt: p}, {name: b, prompt: q}]",
 }
 """Values for fields whose text is bound by more than their type."""
 
@@ -53,7 +61,8 @@ READ_BY = {
     "loss.margin": "reward", "loss.center": "reward", "train.normalize": "reward", "loss.desirable_weight": "kto",
     "loss.undesirable_weight": "kto", "loss.label_threshold": "kto", "train.reference_logprobs": "dpo",
     "train.reference_cache": "dpo", "model.reference_path": "dpo", "collect.keep": "rft", "collect.min_score": "rft",
-    "collect.spread_only": "rft",
+    "collect.spread_only": "rft", "collect.trace": "rft", "loss.p_max": "reward", "loss.g_max": "reward",
+    "loss.generator": "reward",
 }  # fmt: skip
 """The method that reads a field, where that of its section (below) does not; grpo reads the others."""
 SECTION_OF = {"loss": "dpo", "value": "ppo", "collect": "iterative-dpo", "human": "human", "gmpo": "gmpo"}
@@ -68,10 +77,25 @@ def _companions(leaf: Leaf) -> list[str]:
     flags += {"loss.gamma_ratio": ["--loss.name=simpo"], "loss.odds_weight": ["--loss.name=orpo"]}.get(leaf.name, [])
     if leaf.name in {"eval.every", "eval.best", "eval.patience"}:
         flags += ["--eval.holdout=5", *(["--eval.every=2"] if leaf.name == "eval.patience" else [])]
+    if leaf.path[:2] == ("eval", "benchmarks") and len(leaf.path) > 2 and leaf.path[2] != "task":
+        flags.append(f"--eval.benchmarks.task={'instructions' if leaf.path[2] == 'unknown' else 'choices'}")
+        flags += ["--eval.benchmarks.normalize=pmi"] if leaf.path[2] == "unconditional" else []
     if leaf.path[:2] in {("eval", "data"), ("eval", "test")} and len(leaf.path) > 2 and leaf.path[2] != "path":
         flags.append(f"--eval.{leaf.path[1]}.path=v.jsonl")
     if leaf.path[-2:-1] == ("*",) and leaf.path[-1] not in {"from", "template"}:
         flags.append(f"--{'.'.join(leaf.path[:-2])}.NAME.from=a")
+    if leaf.path[:2] == ("train", "until") and leaf.name != "train.until":
+        flags += [] if leaf.path[-1] == "metric" else ["--train.until.metric=reward/mean"]
+        flags += [] if leaf.path[-1].startswith("at_") else ["--train.until.at_least=1"]
+    if leaf.path[:2] == ("competition", "personas") and len(leaf.path) > 2:  # a contest has two at least
+        both = [f"--competition.personas.{n}.{key}={key}{n}" for n in (0, 1) for key in ("name", "prompt")]
+        flags += [flag for flag in both if not flag.startswith(f"--competition.personas.0.{leaf.path[-1]}=")]
+    if leaf.path[-2:] == ("contest", "form") or leaf.name == "collect.trace":
+        flags.append("--competition.style=court")
+    if leaf.name in {"loss.g_max", "loss.generator"}:
+        flags.append("--loss.p_max=0.9")
+    if leaf.name == "collect.held_out":
+        flags.append("--eval.holdout=5")
     if leaf.name == "model.reference":
         flags.append("--model.on_adapter=continue")
     if leaf.name == "policy.kl_target":

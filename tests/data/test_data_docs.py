@@ -37,7 +37,7 @@ def test_example_rows_load(rows: str, tmp_path: Path) -> None:
 
 def test_settings_are_valid() -> None:
     sections = [name for block in settings() for name in block]
-    assert sorted(sections) == ["data", "data", "data", "tokens", "tokens"]
+    assert sorted(sections) == ["data", "data", "data", "data", "tokens", "tokens"]
     for block in settings():
         for source in block.get("data", []):
             SourceConfig(**source)

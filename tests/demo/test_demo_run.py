@@ -88,7 +88,9 @@ def test_sections_of_the_page_are_replaced_one_by_one() -> None:
     second = page(first, {"dpo": ["## dpo", "", "c"]}, quick=False)
     assert re.findall("^(?:## .*|[a-z])$", second, re.MULTILINE) == ["## grpo", "b", "## dpo", "c"]
     assert (
-        set(METHODS) == {"grpo", "dpo", "kto", "reward", "ppo", "iterative-dpo", "gmpo"} == set(SECTIONS) - {"presets"}
+        set(METHODS)
+        == {"grpo", "dpo", "kto", "reward", "ppo", "iterative-dpo", "gmpo", "competition"}
+        == set(SECTIONS) - {"presets"}
     )
     hyphen = page("", {"iterative-dpo": ["## iterative-dpo", "", "a"]}, quick=False)
     assert page(hyphen, {"grpo": ["## grpo", "", "b"]}, quick=False).count("## iterative-dpo") == 1

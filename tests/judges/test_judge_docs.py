@@ -11,6 +11,7 @@ import yaml
 
 from preftune.cli.judge import judged_leaves
 from preftune.judges import Agreement, JudgeConfig
+from preftune.judges.build import BuildConfig
 from preftune.judges.judge import HOPELESS
 from preftune.judges.rubrics import RUBRICS
 from preftune.recipes import resolve
@@ -71,13 +72,19 @@ def test_the_recipe_resolves_and_the_python_parses() -> None:
 
 
 def test_flags_exist() -> None:
-    names = {leaf.name for leaf in judged_leaves()} | {
-        "limit",
-        "output",
-        "summary",
-        "reference",
-        "resume",
-        "judge.NAME",
-    }
+    names = (
+        {leaf.name for leaf in judged_leaves()}
+        | set(BuildConfig.model_fields)
+        | {
+            "left_out",
+            "contests_only",
+            "limit",
+            "output",
+            "summary",
+            "reference",
+            "resume",
+            "judge.NAME",
+        }
+    )
     for flag in re.findall(r"--([a-z_.A-Z]+)", PAGE):
-        assert flag in names or flag == "data.columns.prompt.from", flag
+        assert flag in names or flag in ("data.columns.prompt.from", "data."), flag

@@ -331,7 +331,7 @@ def test_rewards_import_without_torch():
     ("fields", "message"),
     [
         ({"name": "acuracy"}, "unknown reward 'acuracy'; did you mean 'accuracy'?"),
-        ({"name": "zzz"}, "the built-ins are accuracy, exact,"),
+        ({"name": "zzz"}, "the built-ins are accuracy, code, competition-answer,"),
         ({"name": "no_such_module_here:f"}, "there is no module 'no_such_module_here'"),
         ({"name": "no.such.module_here:f"}, "module 'no.such.module_here' can't be imported"),
         ({"name": "missing.py:f"}, "there is no file"),

@@ -28,7 +28,7 @@
     const format = chart.percent ? ".1%" : ".4~g";
     const hover = `${chart.kind === "calibration" ? "said %{x:.1%}" : `${chart.unit} %{x}`}: %{y:${format}}`;
     const out = [];
-    const shown = chart.series.filter((s) => s.style !== "raw");
+    const shown = chart.series.filter((s) => s.style !== "raw" && s.style !== "thin");
     for (const s of chart.series) {
       const color = palette[s.color % palette.length];
       const trace = {
@@ -36,6 +36,7 @@
         line: { color, width: 2 }, hovertemplate: hover, showlegend: shown.length > 1 && !s.unnamed,
       };
       if (s.style === "raw") Object.assign(trace, { line: { color: faded(color, 0.28), width: 1 }, hoverinfo: "skip", hovertemplate: null, showlegend: false });
+      if (s.style === "thin") Object.assign(trace, { line: { color: faded(color, 0.5), width: 1.25 }, hoverinfo: "skip", hovertemplate: null, showlegend: false });
       if (s.style === "bold") trace.line.width = 2.5;
       if (s.x.length === 1) Object.assign(trace, { mode: "markers", marker: { color, size: 8 } });
       if (chart.kind === "stack") Object.assign(trace, { stackgroup: "one", line: { color, width: 0.5 }, fillcolor: faded(color, 0.75), hovertemplate: "%{y:.3~g} s" });
@@ -65,9 +66,23 @@
       const color = palette[s.color % palette.length];
       const trace = { x: s.x, y: s.y, name: plain(s.name), showlegend: chart.series.length > 1 };
       if (chart.kind === "bars") return { ...trace, type: "bar", width: s.width, marker: { color: faded(color, 0.5), line: { color, width: 1 } }, hovertemplate: "around %{x:.3~g}: %{y:.1%}" };
-      const size = s.x.length > 400 ? 4 : 6;
-      return { ...trace, type: "scatter", mode: "markers", marker: { color: faded(color, 0.55), size }, hovertemplate: chart.unit === "step" ? "%{x} tokens: %{y:.3~g}" : `${chart.unit} %{x:.0f}: %{y:.3~g}` };
+      const size = chart.frame ? 5 : s.x.length > 400 ? 4 : 6;
+      return { ...trace, type: "scatter", mode: "markers", marker: { color: faded(color, 0.55), size }, hovertemplate: chart.frame ? "%{fullData.name}<extra></extra>" : chart.unit === "step" ? "%{x} tokens: %{y:.3~g}" : `${chart.unit} %{x:.0f}: %{y:.3~g}` };
     });
+  }
+
+  // Names of borders that lie close together go one above the other. Returns how many lines they take.
+  function spread(chart, annotations) {
+    const xs = chart.series.flatMap((s) => s.x), left = Math.min(...xs), ends = [];
+    const width = Math.max(100, document.getElementById(chart.id).clientWidth - 66) / (Math.max(...xs) - left || 1);
+    for (const a of chart.marks.length > 1 ? annotations : []) {
+      const start = (a.x - left) * width;
+      let row = ends.findIndex((end) => end <= start);
+      if (row < 0) row = ends.push(0) - 1;
+      ends[row] = start + 8 + 6 * a.text.length;
+      a.yshift = 13 * row;
+    }
+    return ends.length || 1;
   }
 
   function layout(chart, css) {
@@ -80,6 +95,7 @@
     };
     if (chart.best !== null) mark(chart.best, `best: step ${chart.best}`, "dot", "center");
     for (const m of chart.marks) mark(m.x, m.label, "dash", "left");
+    const rows = spread(chart, annotations);
     if (chart.zero) shapes.push({ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: ink, width: 1, dash: "dot" } });
     if (chart.kind === "dots" && chart.zero) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: ink, width: 1, dash: "dot" } });
     if (chart.level !== null) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: chart.level, y1: chart.level, line: { color: ink, width: 1, dash: "dot" } });
@@ -88,14 +104,16 @@
     // Plotly would widen a constant share to twice its size.
     const flat = chart.percent && Math.min(...values) === Math.max(...values);
     return {
-      autosize: true, height: chart.wide ? 300 : chart.xlabel ? 270 : 230,
-      margin: { l: chart.ylabel ? 64 : 52, r: 14, t: annotations.length ? 22 : chart.xlabel && named ? 28 : 8, b: low },
+      autosize: true, height: chart.frame ? 380 : chart.wide ? 300 : chart.xlabel ? 270 : 230,
+      margin: { l: chart.ylabel ? 64 : 52, r: 14, t: chart.frame ? 64 : annotations.length ? 9 + 13 * rows : chart.xlabel && named ? 28 : 8, b: low },
       barmode: "overlay",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
       xaxis: {
         gridcolor: grid, zeroline: false, linecolor: grid, title: chart.xlabel ? { text: plain(chart.xlabel), font: { size: 12 }, standoff: 6 } : undefined,
         tickformat: chart.kind === "calibration" ? ".0%" : undefined,
+        range: chart.frame ? chart.frame.slice(0, 2) : undefined, showticklabels: !chart.frame,
+        tickvals: chart.ticks ? chart.ticks.map((t) => t[0]) : undefined, ticktext: chart.ticks ? chart.ticks.map((t) => plain(t[1])) : undefined,
         dtick: chart.unit === "round" && Math.max(...chart.series.flatMap((s) => s.x)) <= 20 ? 1 : undefined,
       },
       yaxis: {
@@ -103,7 +121,7 @@
         gridcolor: grid, zeroline: false, type: chart.log ? "log" : "linear", rangemode: chart.kind === "stack" || chart.kind === "bars" ? "tozero" : "normal",
         tickformat: chart.percent ? ".2~%" : undefined, exponentformat: "power", nticks: 6,
         dtick: chart.log && Math.max(...values) < 100 * Math.min(...values) ? "D2" : undefined, // ticks at 1, 2, 5
-        range: flat ? [-0.03, 1.03] : undefined,
+        range: flat ? [-0.03, 1.03] : chart.frame ? chart.frame.slice(2) : undefined, showticklabels: !chart.frame,
         ticksuffix: chart.kind === "stack" ? " s" : "",
       },
       hovermode: chart.xlabel ? "closest" : "x unified", hoverlabel: { bgcolor: css.getPropertyValue("--card").trim(), bordercolor: grid },
