@@ -15,11 +15,11 @@ import torch
 from preftune.cli.main import main
 from preftune.data.collected import read_collected
 from preftune.demo.arithmetic import problems
-from preftune.demo.cycle import blind, build_tokenizer, verdict
 from preftune.pipeline import run_pipeline
 from preftune.recipes import load_recipe, resolve
 from tests import tiny
 from tests.judges.fakes import Server, blocks
+from tests.judges.sums import blind, build_tokenizer, verdict
 
 torch.set_num_threads(1)
 

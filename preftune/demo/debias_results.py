@@ -162,7 +162,7 @@ def _worth(text: str, topic: str) -> float:
 
 def run_seed(folder: Path, seed: int, *, rivals: bool = False, quick: bool = False) -> list[Arm]:
     """One seed: the policy, the pairs, the writer, the outputs, and the reward models of `debias`: with p_max, or among
-    rivals, with leftovers stripped as well.
+    rivals, with these stripped as well.
 
     Args:
         quick: a few steps of each, after which the policy writes nothing that could be put in order.
@@ -175,15 +175,15 @@ def run_seed(folder: Path, seed: int, *, rivals: bool = False, quick: bool = Fal
     rows = write_pairs(folder / "pairs.jsonl", seed, 300 if quick else ROWS, rivals=rivals)
     settings: dict[str, Any] = {
         "data": [{"path": str(folder / "pairs.jsonl")}], "seed": seed, "model": {"path": str(policy)},
-        "train": {**TRAIN, "steps": 4 if quick else 120}, "held_out": 0.15,
+        "train": {**TRAIN, "steps": 4 if quick else 120}, "held_out": 0.15, "strip": [OPENING],
     }  # fmt: skip
     if not quick:
         write_outputs(folder / "outputs.jsonl", policy, seed, PROMPTS)
         settings["policy_outputs"] = str(folder / "outputs.jsonl")
     if rivals:
         plain = _arms(settings, folder / "debiased")
-        *_, more = _arms({**settings, "leftovers": "strip"}, folder / "leftovers")
-        return [*plain, replace(more, name="stripped, leftovers too")]
+        *_, more = _arms({**settings, "strip": [OPENING, *RIVALS]}, folder / "rivals")
+        return [*plain, replace(more, name=f"stripped, {' and '.join(RIVALS)} too")]
     writer = build_writer(folder, policy, rows, seed, 2 if quick else 100)
     settings["loss"] = {"p_max": P_MAX, "generator": str(writer)}
     settings["train"]["reference_cache"] = str(folder / "cache")
@@ -192,16 +192,17 @@ def run_seed(folder: Path, seed: int, *, rivals: bool = False, quick: bool = Fal
 
 def _arms(settings: Mapping[str, Any], folder: Path) -> list[Arm]:
     found = debias(DebiasConfig.model_validate(settings), folder)
-    print(f"{folder}: stripped {', '.join(found.stripped) or 'nothing'}", file=sys.stderr)
+    left = ", ".join(one.mark.opening for one in found.leftovers)
+    print(f"{folder}: auto would strip {', '.join(found.proposed)}; leftovers {left or 'none'}", file=sys.stderr)
     return list(found.arms)
 
 
 def training_table(results: Mapping[int, Sequence[Arm]]) -> Iterator[str]:
     """Accuracy of each reward model by seed and over all, and the change against the raw one, as Markdown."""
     arms = next(iter(results.values()))
-    # What is stripped differs from one call to another, so stripped rows are comparable within a call alone.
+    # What is stripped differs from one call to another, so stripped rows can be compared within a call alone.
     measured = [what for what in MEASURED if all(what in arm.accuracy for arm in arms)]
-    if any("leftovers" in arm.name for arm in arms):
+    if any(RIVALS[0] in arm.name for arm in arms):
         measured.remove(STRIPPED)
     yield f"| trained on | seed | {' | '.join(measured)} |"
     yield "|---" * (2 + len(measured)) + "|"

@@ -425,6 +425,55 @@ def test_answers_that_look_like_openings_are_warned_of(tmp_path: Path) -> None:
     assert "--keep" in warnings[0] and warnings[0] in str(found)
 
 
+@pytest.mark.parametrize("leftovers", ["report", "strip"])
+def test_what_stripping_would_leave_as_a_mark(tmp_path: Path, leftovers: str) -> None:
+    """ "well," stands in half of the answers without "sure," on either side: six times as many of them are worse."""
+    rng = random.Random(10)
+
+    def answer(share: float) -> str:
+        opening = "sure, " if rng.random() < share else "well, " if rng.random() < 0.5 else ""
+        return opening + words(rng, 2)
+
+    rows = [{"prompt": f"q{n}", "chosen": answer(0.85), "rejected": answer(0.1)} for n in range(600)]
+    path = str(tiny.write(tmp_path / "pairs.jsonl", rows))
+    config = DebiasConfig.model_validate({"data": [{"path": path}], "leftovers": leftovers})
+    found = debias(config, tmp_path / "out")
+    assert found.proposed == ("sure,",)
+    (left,) = found.leftovers
+    assert (left.mark.opening, left.mark.side, left.proposed) == ("well,", "worse", False)
+    won, lost = left.mark.left  # before, it was as good a sign as any
+    assert sign_test(won, lost) > 0.05 and left.mark.lost > 4 * left.mark.won
+    written = tiny.lines(tmp_path / "out" / "rows.jsonl")
+    still = sum(row[side].startswith("well, ") for row in written for side in ("chosen", "rejected"))
+    before = sum(row[side].startswith("well, ") for row in rows for side in ("chosen", "rejected"))
+    accuracy = found.after["opening"].accuracy
+    if leftovers == "strip":
+        assert still == 0 and left.answers == before and found.stripped == ("sure,", "well,")
+        assert abs(accuracy.value - 0.5) < 0.06
+        assert "were stripped as well: well, (worse)" in str(found)
+    else:
+        assert still == before and left.answers == 0 and found.stripped == ("sure,",)
+        assert accuracy.low > 0.6
+        assert "--leftovers strip takes them off as well" in str(found)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [one["opening"] for one in summary["leftovers"]] == ["well,"]
+    assert "Before, without the others" in (tmp_path / "out" / "report.html").read_text()
+    kept = debias(config.model_copy(update={"keep": ["well,"]}), tmp_path / "kept")
+    assert kept.leftovers == () and kept.stripped == ("sure,",)
+
+
+def test_what_stood_behind_a_stripped_opening_comes_to_light(tmp_path: Path) -> None:
+    rng = random.Random(11)
+    rows = [{"prompt": f"q{n}", "chosen": f"sure, gladly, {words(rng, 2)}" if n % 2 else f"sure, {words(rng, 2)}",
+             "rejected": f"sure, {words(rng, 2)}" if n % 9 == 0 else words(rng, 2)} for n in range(300)]  # fmt: skip
+    path = str(tiny.write(tmp_path / "pairs.jsonl", rows))
+    found = debias(DebiasConfig(data=[SourceConfig(path=path)]), tmp_path / "out")
+    assert found.proposed == ("sure,",)
+    assert [(one.mark.opening, one.mark.side, one.mark.left) for one in found.leftovers] == [
+        ("gladly,", "better", (0, 0))
+    ]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
