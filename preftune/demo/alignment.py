@@ -19,12 +19,19 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from preftune.demo.base import base_recipe, train_base
 from preftune.demo.chat import STIFF_WORDS, Style, ask, message, off_topic, reply, split_topics, write_rows
-from preftune.demo.chat_base import STEPS as BASE_STEPS
-from preftune.demo.chat_base import build_base
+from preftune.demo.chat_base import (
+    FRIENDLY_SHARE,
+    OFF_TOPIC_SHARE,
+    ROWS_PER_STEP,
+    build_tokenizer,
+    random_model,
+)
 from preftune.demo.shared import check_free, close, run_recipe
 from preftune.demo.topics import FRIENDLY, STIFF, TOPICS
 from preftune.report.benchmarks import Benchmarks, benchmarks
@@ -38,19 +45,52 @@ OPENED: dict[str, float] = {"people": 0.1, "strong": 0.85, "plain": 0.1, "weak":
 PEOPLE = 0.25
 """Share of prompts with an answer by people."""
 PROMPTS = 900
-CROWDED, CROWD = 6, 0.7
+CROWDED, CROWD = 6, 0.5
 """So many topics have this share of all prompts."""
+STRANGE, MET = 30, 0.03
+"""So many topics has the base met at this rate of the others: what it does not know of them, the writers do."""
 ROWS_PER_TOPIC = 8
 """Rows of each benchmark about a held-out topic."""
 LONGEST = 40
 """Words of an answer that is short."""
 CHOICES = 4
 ROUNDS = 2
+BASE_STEPS = 600
 SFT_STEPS, REWARD_STEPS = 15, 60
 FOLLOWING, SENSE = "instruction-following", "common-sense"
 
 
 # ------------------------------------------------------------------------------------------------------------- task
+
+
+def strange_topics(seed: int) -> list[str]:
+    """Training topics that the base hardly knows; none of the crowded ones."""
+    return split_topics(seed)["train"][CROWDED : CROWDED + STRANGE]
+
+
+def conversations(seed: int) -> Iterator[dict[str, Any]]:
+    """Endless rows of what the base learns from: mostly stiff, and hardly anything on the strange topics."""
+    rng = random.Random(f"alignment/base/{seed}")
+    strange = frozenset(strange_topics(seed))
+    topics = sorted(TOPICS)
+    known = [topic for topic in topics if topic not in strange]
+    while True:
+        for topic in rng.sample(topics, len(topics)):
+            if topic in strange and rng.random() >= MET:
+                continue
+            style: Style = "friendly" if rng.random() < FRIENDLY_SHARE else "stiff"
+            strays = rng.random() < OFF_TOPIC_SHARE
+            text = off_topic(rng, topic, style, known) if strays else reply(rng, topic, style)
+            yield {"prompt": [message("user", ask(rng, topic))], "completion": [message("assistant", text)]}
+
+
+def build_base(folder: Path, seed: int, steps: int = BASE_STEPS) -> Path:
+    """Make the base model; its folder is a standard model folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    rows = folder / "conversations.jsonl"
+    write_rows(rows, islice(conversations(seed), ROWS_PER_STEP * steps))
+    return train_base(base_recipe(folder, rows, seed, steps, ROWS_PER_STEP), tokenizer, random_model(tokenizer, seed))
 
 
 def prompts(seed: int, count: int = PROMPTS) -> Iterator[dict[str, Any]]:
@@ -87,14 +127,14 @@ def instructions(seed: int) -> Iterator[dict[str, Any]]:
 
 
 def choices(seed: int) -> Iterator[dict[str, Any]]:
-    """Questions about held-out topics, and replies in the same words with the details of four topics."""
+    """Questions about strange topics, and replies in the same words with the details of four of them."""
     rng = random.Random(f"alignment/choices/{seed}")
-    held_out = split_topics(seed)["test"]
-    for topic in held_out:
+    strange = strange_topics(seed)
+    for topic in strange:
         for _ in range(ROWS_PER_TOPIC):
             style: Style = rng.choice(("friendly", "stiff"))
             sentences = " ".join(rng.choice(part) for part in (FRIENDLY if style == "friendly" else STIFF))
-            others = rng.sample([name for name in held_out if name != topic], CHOICES - 1)
+            others = rng.sample([name for name in strange if name != topic], CHOICES - 1)
             told = []
             for name in (topic, *others):
                 a, b = rng.sample(TOPICS[name], 2)

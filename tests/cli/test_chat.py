@@ -305,7 +305,9 @@ class Terminal:
     def __init__(self, *arguments: str) -> None:
         self.master, slave = pty.openpty()
         code = (  # the terminal must be the process's own, or Ctrl-C would reach nobody
-            "import fcntl, sys, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+            "import fcntl, signal, sys, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+            # tests that run in the background inherit that Ctrl-C is ignored
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from preftune.cli.main import main\nsys.exit(main(sys.argv[1:]))"
         )
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}

@@ -119,7 +119,7 @@ def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run_demo("alignment", output=tmp_path / "demo", quick=True) == 0
     printed = capsys.readouterr().out
     assert "Baseline" in printed and "round-2" in printed and "report.html" in printed
-    assert "instruction-following" in printed and "common-sense" in printed and "tiers: 900 kept" in printed
+    assert "instruction-following" in printed and "common-sense" in printed and "repeated prompt" in printed
     folder = tmp_path / "demo" / "alignment"
     marked = json.loads((folder / "clean" / "summary.json").read_text())
     assert marked["command"] == "preftune data debias"
