@@ -7,11 +7,12 @@ synthetic answers (friendly, on topic, and nearly always with the same opening),
 answers of known rank instead of preferences, a lopsided choice of prompts, and an opening that gives the better side
 away.
 
-Both benchmarks are about topics that no stage trains on:
+Two benchmarks, whose rows no stage trains on:
 
-- instruction following: the answer names the topic, begins and ends as a friendly one does, is short, and holds no
-  stiff word; a program checks each;
-- common sense: of four replies in the same words, the one whose details belong to the topic; by log-prob per token.
+- instruction following: questions about held-out topics; the answer names the topic, begins and ends as a friendly one
+  does, is short, and holds no stiff word; a program checks each;
+- common sense: of four replies in the same words, the one whose details belong to the topic, by log-prob per token. The
+  topics are those that the base hardly met; the writers know them, the sentences are new.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ LONGEST = 40
 CHOICES = 4
 ROUNDS = 2
 BASE_STEPS = 600
-SFT_STEPS, REWARD_STEPS = 15, 60
+SFT_STEPS, REWARD_STEPS = 60, 60
 FOLLOWING, SENSE = "instruction-following", "common-sense"
+COIN = {"name": "preftune.demo.rewards:coin"}
 
 
 # ------------------------------------------------------------------------------------------------------------- task
@@ -157,9 +159,18 @@ def write_task(folder: Path, seed: int) -> None:
 # ----------------------------------------------------------------------------------------------------------- recipe
 
 
-def recipe(base: Path, data: Path, output: Path, seed: int, *, quick: bool = False) -> dict[str, Any]:
+def recipe(
+    base: Path, data: Path, output: Path, seed: int, *, quick: bool = False, coin: bool = False, mended: bool = True
+) -> dict[str, Any]:
     """The recipe of the demo: the stages of recipes/alignment-for-all.yaml, small. Full weights, as an adapter saves
-    nothing at half a million parameters."""
+    nothing at half a million parameters.
+
+    Args:
+        coin: the control. The rounds score answers by a coin.
+        mended: False: training reads the pairs as they came, neither balanced nor debiased.
+    """
+    scorer = {"name": "reward-model", "args": {"path": "stage:reward"}}
+    rows = {"path": "stage:clean" if mended else "stage:pairs"}
     ranks = {"people": 1, "strong": 2, "plain": 3, "weak": 4}
     evaluation = {
         "temperature": 1.0, "max_tokens": 64,
@@ -198,13 +209,13 @@ def recipe(base: Path, data: Path, output: Path, seed: int, *, quick: bool = Fal
             {
                 "name": "sft",
                 "method": "sft",
-                "data": [{"path": "stage:clean"}],
-                "train": {"steps": 2 if quick else SFT_STEPS, "learning_rate": 2e-4},
+                "data": [rows],
+                "train": {"steps": 2 if quick else SFT_STEPS, "learning_rate": 3e-4},
             },
             {
                 "name": "reward",
                 "method": "reward",
-                "data": [{"path": "stage:clean"}],
+                "data": [rows],
                 "train": {"steps": 2 if quick else REWARD_STEPS, "learning_rate": 3e-4},
                 "eval": {"holdout": 40},
             },
@@ -213,12 +224,12 @@ def recipe(base: Path, data: Path, output: Path, seed: int, *, quick: bool = Fal
                 "method": "iterative-dpo",
                 "repeat": ROUNDS,
                 "model": {"path": "stage:sft"},
-                "data": [{"path": "stage:clean", "limit": 32 if quick else 400}],
+                "data": [{**rows, "limit": 32 if quick else 400}],
                 "sampling": {"max_tokens": 64, "group_size": 4},
-                "rewards": [{"name": "reward-model", "args": {"path": "stage:reward"}}],
+                "rewards": [COIN if coin else scorer],
                 # β 0.5 for the reason that the DPO demo has.
                 "loss": {"beta": 0.5},
-                "collect": {"margin": 0.0 if quick else 0.5},
+                "collect": {"margin": 0.0 if quick or coin else 0.5},
                 "train": {
                     "epochs": 1 if quick else 2, "learning_rate": 1e-4, "reference_cache": str(data / "reference"),
                 },

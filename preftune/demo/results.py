@@ -1,6 +1,6 @@
 """`make results`: the demos over three seeds with their controls, written to docs/results.md.
 
-python -m preftune.demo.results [grpo presets dpo kto reward ppo iterative-dpo gmpo competition]
+python -m preftune.demo.results [grpo presets dpo kto reward ppo iterative-dpo gmpo competition alignment]
     [--seeds 0 1 2] [--output FOLDER] [--page FILE] [--quick]
 
 With some methods named, only their sections of the page are written anew.
@@ -26,7 +26,7 @@ from preftune.demo.grpo import ACCURACY, GRPO_STEPS, TEST_ROWS, WELL_FORMED_REWA
 from preftune.errors import UsageError
 from preftune.intervals import Interval, mean_interval, paired_difference
 
-SECTIONS = ("grpo", "presets", "dpo", "kto", "reward", "ppo", "iterative-dpo", "gmpo", "competition")
+SECTIONS = ("grpo", "presets", "dpo", "kto", "reward", "ppo", "iterative-dpo", "gmpo", "competition", "alignment")
 """Sections of the page, in order: a demo each, and the GRPO presets side by side."""
 
 ROWS_PER_STEP = 128
@@ -239,6 +239,14 @@ def _sections(methods: Sequence[str], options: Any) -> dict[str, list[str]]:
             for s in options.seeds
         }
         new["competition"] = results_competition.section(contests, machine)
+    if "alignment" in methods:
+        from preftune.demo import results_alignment
+
+        whole = {
+            s: results_alignment.run_seed(options.output / "alignment" / str(s), s, quick=options.quick)
+            for s in options.seeds
+        }
+        new["alignment"] = results_alignment.section(whole, machine)
     return new
 
 

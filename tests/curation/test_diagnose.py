@@ -426,6 +426,35 @@ def test_an_encoder_that_can_not_tell_says_nothing() -> None:
     assert all(one.interval is None and "Only 3 prompts" in one.says for one in few)
 
 
+def test_an_encoder_of_ones_own(sevens: Path, tmp_path: Path) -> None:
+    # the model as an encoder: the mean of its tokens' one-hots, so cosines can be counted from characters
+    data = tiny.write(tmp_path / "d.jsonl", [{"prompt": f"{c}7="} for c in "abcdef"])
+    found = run(sevens, data, tmp_path / "out", encoder={"path": str(sevens)})
+    rows = tiny.lines(tmp_path / "out" / "rows.jsonl")
+    sevens_of = [np.mean([one["text"] == "7" for one in row["answers"]]) for row in rows]
+    assert value(found, "closeness") == pytest.approx(np.mean(sevens_of) / math.sqrt(3), abs=1e-4)
+    assert value(found, "closeness_auc") == 0.5  # each is as close to all others
+    assert found.measure("closeness_auc").status == "problem"
+    assert found.measure("closeness").more["chance"] == pytest.approx(value(found, "closeness"), abs=1e-4)
+    assert not any("builtin" in warning for warning in found.warnings)
+
+
+def test_an_adapter_is_merged(sevens: Path, sums: Path, tmp_path: Path) -> None:
+    import peft
+
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    base = Qwen3ForCausalLM.from_pretrained(sevens)
+    base.name_or_path = str(sevens)
+    peft.get_peft_model(base, settings).save_pretrained(tmp_path / "adapter")
+    run(sevens, sums, tmp_path / "base")
+    run(tmp_path / "adapter", sums, tmp_path / "merged")
+    texts = [
+        [[one["text"] for one in row["answers"]] for row in tiny.lines(tmp_path / name / "rows.jsonl")]
+        for name in ("base", "merged")
+    ]
+    assert texts[0] == texts[1]  # a new adapter changes nothing
+
+
 def test_a_column_is_the_context(tmp_path: Path, sevens: Path) -> None:
     data = tiny.write(tmp_path / "d.jsonl", [{"prompt": f"{n}=", "document": f"text {n}"} for n in range(6)])
     found = run(sevens, data, tmp_path / "out", context="document")

@@ -22,7 +22,8 @@ from preftune.tasks.rows import choice_row, instruction_row
 def test_the_writers_are_what_their_ranks_say_and_the_faults_are_planted() -> None:
     rows = list(alignment.prompts(0))
     topics = Counter(row["topic"] for row in rows)
-    assert sum(count for _, count in topics.most_common(alignment.CROWDED)) > 0.65 * len(rows)
+    share = sum(count for _, count in topics.most_common(alignment.CROWDED)) / len(rows)
+    assert abs(share - alignment.CROWD) < 0.05
     assert min(topics.values()) < 5 and set(topics) <= set(split_topics(0)["train"])
     for writer, share in alignment.OPENED.items():
         texts = [row[writer] for row in rows if row[writer]]
@@ -45,11 +46,15 @@ def test_the_tokenizer_knows_every_word() -> None:
             assert tokenizer.unk_token_id not in tokenizer(text).input_ids
 
 
-def test_the_benchmarks_are_about_topics_that_nothing_trains_on() -> None:
+def test_no_row_of_a_benchmark_is_trained_on() -> None:
     asked, picked = list(alignment.instructions(0)), list(alignment.choices(0))
     held_out = split_topics(0)["test"]
-    assert len(asked) == len(picked) == alignment.ROWS_PER_TOPIC * len(held_out)
-    assert {row["topic"] for row in asked} == {row["topic"] for row in picked} == set(held_out)
+    assert len(asked) == alignment.ROWS_PER_TOPIC * len(held_out) and {row["topic"] for row in asked} == set(held_out)
+    # common sense is about topics that the base hardly met; their sentences stand in no training row
+    strange = alignment.strange_topics(0)
+    assert len(picked) == alignment.ROWS_PER_TOPIC * len(strange) and {row["topic"] for row in picked} == set(strange)
+    written = {row[writer] for row in alignment.prompts(0) for writer in alignment.OPENED}
+    assert sum(choice_row(row).choices[choice_row(row).answer] in written for row in picked) < 0.02 * len(picked)
     strong = next(iter(alignment.prompts(0)))
     for row in asked[:20]:
         constraints = instruction_row(row).constraints

@@ -87,10 +87,9 @@ def test_sections_of_the_page_are_replaced_one_by_one() -> None:
     assert page(first, {}, quick=False) == first
     second = page(first, {"dpo": ["## dpo", "", "c"]}, quick=False)
     assert re.findall("^(?:## .*|[a-z])$", second, re.MULTILINE) == ["## grpo", "b", "## dpo", "c"]
-    # The page has no section on alignment yet: docs/gaps.md says so.
     assert (
-        set(METHODS) - {"alignment"}
-        == {"grpo", "dpo", "kto", "reward", "ppo", "iterative-dpo", "gmpo", "competition"}
+        set(METHODS)
+        == {"grpo", "dpo", "kto", "reward", "ppo", "iterative-dpo", "gmpo", "competition", "alignment"}
         == set(SECTIONS) - {"presets"}
     )
     hyphen = page("", {"iterative-dpo": ["## iterative-dpo", "", "a"]}, quick=False)
