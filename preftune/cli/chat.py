@@ -54,6 +54,9 @@ def _talk(options: argparse.Namespace) -> int:
 
     _check(options)
     place = find(options.model)
+    if place.is_plain and not (options.plain or options.chat_template or options.role):
+        options.plain = True
+        print("this run trained on plain text, so each of your texts stands alone (--plain)", file=sys.stderr)
     construct, system = _contest(options, place)
     settings = _settings(options, place)
     question = _question(options)

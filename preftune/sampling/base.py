@@ -89,16 +89,18 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, d: Distribution, seen_BV: Tenso
     if d.temperature == 0.0:
         ids_B = logits_BV.argmax(-1)
         return ids_B, logits_BV.log_softmax(-1).gather(-1, ids_B[:, None])[:, 0]
-    logprobs_BV = _filtered(logits_BV / d.temperature, d).log_softmax(-1)
-    cumulative_BV = logprobs_BV.exp().cumsum(-1)
-    # right=True steps over tokens of no mass; the draw stays under the total, which rounding may put off 1.
-    draw_B = uniform_B.to(cumulative_BV.dtype) * cumulative_BV[:, -1]
+    scaled_BV = _filtered(logits_BV if d.temperature == 1.0 else logits_BV / d.temperature, d)
+    top_B = scaled_BV.amax(-1)
+    # Sums of exp(logit − top) need no softmax: a division and two logarithms a row take the place of passes over V.
+    mass_BV = (scaled_BV - top_B[:, None]).exp_()
+    cumulative_BV = mass_BV.cumsum(-1)
+    total_B = cumulative_BV[:, -1]
+    # A draw strictly under the total finds the first place whose sum lies above it, so never a token of no mass, even
+    # where rounding would put the draw at the total.
+    below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
+    draw_B = torch.minimum(uniform_B.to(total_B.dtype) * total_B, below_B)
     ids_B = torch.searchsorted(cumulative_BV, draw_B[:, None], right=True)[:, 0]
-    mass_BV = cumulative_BV.diff(dim=-1, prepend=cumulative_BV.new_zeros(len(draw_B), 1))
-    # The last token with any mass: the draw may have been rounded up to the total.
-    last_B = mass_BV.shape[-1] - 1 - (mass_BV > 0).flip(-1).int().argmax(-1)
-    ids_B = torch.minimum(ids_B, last_B)
-    return ids_B, logprobs_BV.gather(-1, ids_B[:, None])[:, 0]
+    return ids_B, scaled_BV.gather(-1, ids_B[:, None])[:, 0] - top_B - mass_BV.sum(-1).log()
 
 
 def _filtered(logits_BV: Tensor, d: Distribution) -> Tensor:

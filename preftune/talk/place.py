@@ -33,9 +33,26 @@ class Place:
         return (prompts.pop() or "") if len(prompts) == 1 else ""
 
     @property
+    def is_plain(self) -> bool:
+        """Whether a run made it of plain text: its recipe and its tokenizer both hold no chat template."""
+        return self.recipe is not None and self.recipe.tokens.chat_template is None and not _has_template(self.path)
+
+    @property
     def competition(self) -> CompetitionConfig | None:
         """The contest that the run trained on."""
         return self.recipe.competition if self.recipe else None
+
+
+def _has_template(folder: str) -> bool:
+    """Whether the tokenizer saved in `folder` holds a chat template, in either of transformers' two places."""
+    there = Path(folder)
+    if any((there / name).exists() for name in ("chat_template.jinja", "additional_chat_templates")):
+        return True
+    try:
+        saved = json.loads((there / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True  # no tokenizer of its own: loading will tell
+    return not isinstance(saved, dict) or bool(saved.get("chat_template"))
 
 
 def find(model: str) -> Place:

@@ -66,6 +66,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _run(folder / "stages" / "duel", {**recipe, "data": [{"path": "d.jsonl"}], "competition": DUEL}, folder / "model")
     (folder / "stages" / "pipeline.json").write_text(json.dumps({"stages": ["rounds-1", "duel"]}))
     scripted.save(folder / "plain", {len("3+4="): "7."}, positions=64, width=32, template=None)
+    _run(folder / "sums", {**recipe, "data": [{"path": "d.jsonl"}]}, folder / "plain")
     return folder
 
 
@@ -174,6 +175,16 @@ def test_defaults_of_the_two_styles(home: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(Stop):
             main(["chat", str(home / "model"), "--once", "Hi", *flags])
     assert [(s.temperature, s.top_k) for s in seen] == [(0.7, 50), (0.5, 50), (0.9, 50), (0.7, 7)]
+
+
+def test_a_run_on_plain_text_talks_plainly(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its model has no template, and its recipe gives it none: it was trained on texts as they stood."""
+    assert chat(home, "sums", "--once", "3+4=") == 0
+    seen = capsys.readouterr()
+    assert seen.out == "7.\n"
+    assert "this run trained on plain text, so each of your texts stands alone (--plain)" in seen.err
+    assert chat(home, "told", "--once", "Hi") == 0
+    assert "plain text" not in capsys.readouterr().err
 
 
 def test_plain_text(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
