@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,20 +38,29 @@ class Work:
 
 
 LONG = "400 words of context"
+UNEVEN = "completions of about 30 to 240 tokens"
 WORKS = (
     Work("grpo", "tiny, 8 × 8 × 128, fp32", turns=5),
     Work("grpo", "tiny, 8 × 8 × 128, bf16", ("--bf16",)),
     Work("grpo", f"tiny, 8 × 8 × 128, {LONG}, fp32", ("--steps", "1"), prompt_words=400),
+    Work("grpo", f"tiny, 8 × 8 × 128, {LONG}, bf16", ("--steps", "1", "--bf16"), prompt_words=400),
+    # A model that was taught to end its answers: their lengths differ widely.
+    Work("grpo", f"tiny, 8 × 8, {UNEVEN}, fp32", ("--new-tokens", "256"), model="stops"),
+    Work("grpo", f"tiny, 8 × 8, {UNEVEN}, bf16", ("--new-tokens", "256", "--bf16"), model="stops"),
     Work("dpo", "tiny, fp32", turns=5),
     Work("dpo", "tiny, LoRA, fp32", ("--lora",)),
     Work("dpo", "tiny, bf16", ("--bf16",)),
     Work("dpo", f"tiny, {LONG}, fp32", prompt_words=400),
+    Work("dpo", f"tiny, {LONG}, bf16", ("--bf16",), prompt_words=400),
     Work("dpo", f"tiny, LoRA, {LONG}, fp32", ("--lora",), prompt_words=400),
     Work("dpo", "smol135, LoRA, batch 4, fp32", ("--lora", "--rows", "8", "--batch", "4"), model="smol135"),
+    Work("dpo", "smol135, LoRA, batch 4, bf16", ("--lora", "--rows", "8", "--batch", "4", "--bf16"), model="smol135"),
     Work("reward", "tiny, fp32", turns=5),
+    Work("reward", "tiny, bf16", ("--bf16",)),
     # No LoRA here: the yardstick's script asks peft for a causal model's adapter, which a reward model can't take.
     Work("reward", f"tiny, {LONG}, fp32", prompt_words=400),
     Work("kto", "tiny, fp32", turns=5),
+    Work("kto", "tiny, bf16", ("--bf16",)),
     Work("kto", "tiny, LoRA, fp32", ("--lora",)),
     Work("kto", f"tiny, {LONG}, fp32", prompt_words=400),
     Work("kto", f"tiny, LoRA, {LONG}, fp32", ("--lora",), prompt_words=400),
@@ -73,6 +83,27 @@ def one(script: Path, work: Work, model: Path, data: Path, flags: tuple[str, ...
     return {**result, "command_seconds": seconds}
 
 
+def teach_to_stop(tiny: Path, pairs: Path, out: Path) -> None:
+    """SFT of the tiny model on the pairs' better answers until it ends by itself; both sides start from the result."""
+    from preftune.api import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
+        data = Path(folder) / "rows.jsonl"
+        data.write_text(
+            "".join(json.dumps({"prompt": r["prompt"], "completion": r["chosen"]}) + "\n" for r in rows), "utf-8"
+        )
+        result = train(
+            "sft",
+            model={"path": str(tiny), "dtype": "float32", "device": "cpu"},
+            data={"path": str(data)},
+            output=Path(folder) / "run",
+            train={"steps": 200, "batch_size": 16, "learning_rate": 1e-3, "checkpoint_every": 10_000},
+            log={"sinks": []},
+        )
+        shutil.copytree(result.folder / "final", out)
+
+
 def compare(work: Work, peers: Path, turns: int, folder: Path) -> dict[str, Any]:
     """Prepare the work and run both sides in turn."""
     prepared = folder / str(work.prompt_words)
@@ -82,6 +113,8 @@ def compare(work: Work, peers: Path, turns: int, folder: Path) -> dict[str, Any]
             check=True, capture_output=True,
         )  # fmt: skip
     model = prepared / work.model
+    if work.model == "stops" and not model.exists():
+        teach_to_stop(prepared / "tiny", prepared / "pairs.jsonl", model)
     data = prepared / ("prompts.jsonl" if work.method == "grpo" else "pairs.jsonl")
     mine = ROOT / "benchmarks" / ("ours_grpo.py" if work.method == "grpo" else "ours_fixed.py")
     own_flags = work.flags if work.method == "grpo" else ("--method", work.method, *work.flags)

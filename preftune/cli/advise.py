@@ -94,4 +94,5 @@ def _show(advice: Advice) -> None:
         numbers = (rating.quality, rating.complexity, rating.cost, fits.score)
         table.add_row(Text(name), *(f"{n}/5" for n in numbers), Text(fits.why))
     console.print(table)
+    console.print(Text(f"first, is it needed? {advice.before}"), soft_wrap=True)
     print(f"recipe: {advice.folder}/recipe.yaml\nreport: {advice.folder}/report.html")

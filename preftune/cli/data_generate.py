@@ -76,5 +76,6 @@ def _show(found: Generated) -> None:
         print(f"{printable(tier.name)} (rank {tier.rank}): {', '.join(parts)}")
     for warning in found.warnings:
         print(f"note: {printable(warning)}")
-    print(f"rows: {found.folder}/rows.jsonl ({found.rows} prompts, {found.answers} answers)")
-    print(f"report: {found.folder}/report.html")
+    folder = printable(str(found.folder))
+    print(f"rows: {folder}/rows.jsonl ({found.rows} prompts, {found.answers} answers)")
+    print(f"report: {folder}/report.html")

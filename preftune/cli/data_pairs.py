@@ -53,5 +53,6 @@ def _show(found: Pairs) -> None:
             print(f"  {count} left out: {why}")
     for warning in found.warnings:
         print(f"note: {printable(warning)}")
-    print(f"rows: {found.folder}/rows.jsonl ({found.kept} pairs of {found.prompts} prompts)")
-    print(f"report: {found.folder}/report.html")
+    folder = printable(str(found.folder))
+    print(f"rows: {folder}/rows.jsonl ({found.kept} pairs of {found.prompts} prompts)")
+    print(f"report: {folder}/report.html")

@@ -25,7 +25,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "measure models on instruction following and multiple choice, in one table",
     "judge": "measure a judge on known preferences, or build rows to train one",
     "human": "send answers out to people, take their ratings in, train on them",
-    "data": "make data sets: logic puzzles",
+    "data": "data before training: audit, balance, debias, generate answers, make pairs, make puzzles",
     "advise": "recommend a method for your data, with reasons and a recipe",
     "diagnose": "does a model need preference tuning? Four signals on your prompts, and what mends them",
     "report": "write a run folder's report.html again",
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted; a run that was under way goes on with --resume", label="stopped")
+        _complain("interrupted; what knows --resume goes on with it, anything else starts again", label="stopped")
         return 130
     except BrokenPipeError:  # `preftune init | head`: whoever read our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -119,6 +119,9 @@ def _versions() -> str:
 
 
 def _complain(message: str, label: str = "error") -> None:
+    from preftune.talk.visible import visible
+
+    message = visible(message)  # it may quote a row, a file's name, a server
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     print(f"\033[1;31m{label}:\033[0m {message}" if colour else f"{label}: {message}", file=sys.stderr)
 

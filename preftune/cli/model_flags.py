@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from preftune.cli.parser import Parser, flag_name, help_text, metavar, split_overrides
+from preftune.cli.parser import Parser, check_sources, flag_name, help_text, metavar, split_overrides
 from preftune.config import Recipe, SourceConfig
 from preftune.errors import UsageError
 from preftune.recipes.overrides import apply_overrides, check_flag
@@ -61,6 +61,7 @@ def read_settings(
     Raises:
         UsageError: everything wrong with it, each with its flag, what is expected, and the nearest name.
     """
+    check_sources(arguments)
     kept, extra = split_overrides(parser, arguments)
     options = vars(parser.parse(kept))
     for key in extra:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -23,6 +24,7 @@ from preftune.recipes.schema import (
 from preftune.recipes.yamltext import dump_yaml
 
 TRUTH = {"true", "false", "yes", "no", "on", "off", "1", "0"}
+_SOURCE = re.compile(r"--(?:data|test)(?:\.\d+)?\.path")
 _METAVAR: dict[Any, str] = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
 
@@ -180,6 +182,14 @@ def split_overrides(parser: Parser, arguments: list[str]) -> tuple[list[str], di
         else:
             kept.append(f"{name}={value}")
     return kept, overrides
+
+
+def check_sources(arguments: list[str]) -> None:
+    """Raises UsageError where a source is named twice: the first would be left out without a word."""
+    names = [name for token in arguments if (name := token.partition("=")[0]) and _SOURCE.fullmatch(name)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        section = twice[2:].partition(".")[0]
+        raise UsageError(f"{twice} is given twice; a second source is --{section}.1.path, a third --{section}.2.path")
 
 
 def print_help(parser: Parser) -> None:

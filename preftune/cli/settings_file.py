@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from preftune.cli.model_flags import add_settings
-from preftune.cli.parser import Parser, flag_name, help_text, metavar, split_overrides
+from preftune.cli.parser import Parser, check_sources, flag_name, help_text, metavar, split_overrides
 from preftune.config import Recipe
 from preftune.errors import UsageError
 from preftune.recipes.overrides import apply_overrides
@@ -80,6 +80,7 @@ def read_file_settings(
     Raises:
         UsageError: everything wrong with it, each with its flag or its line of the file, and what is expected.
     """
+    check_sources(arguments)
     kept, extra = split_overrides(parser, arguments)
     options = vars(parser.parse(kept))
     file = options.pop("settings")

@@ -11,9 +11,11 @@ of them are whole: what a broken command leaves ends in `.partial`, and the next
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -24,6 +26,8 @@ from preftune.report.page import Page, write_page
 
 ROWS, DECISIONS, SUMMARY, REPORT = "rows.jsonl", "decisions.jsonl", "summary.json", "report.html"
 PARTIAL = ".partial"
+_LOCK = f"lock{PARTIAL}"
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
 
 class Curated:
@@ -34,7 +38,7 @@ class Curated:
         counts: decisions by their reason; `kept` for rows that were kept.
 
     Raises:
-        UsageError: the folder holds something already.
+        UsageError: the folder holds something already, or another program is writing into it.
         PreftuneError: it can't be written.
     """
 
@@ -42,25 +46,36 @@ class Curated:
         self.folder = folder
         self.counts: Counter[str] = Counter()
         self._files: dict[str, TextIO] = {}
+        self._lock: TextIO | None = None
 
     def __enter__(self) -> Self:
         check_free(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._hold()
+            check_free(self.folder)  # the other program may have ended just now
             for left in self.folder.glob(f"*{PARTIAL}"):
-                left.unlink()
+                if left.name != _LOCK:
+                    left.unlink()
         except OSError as error:
+            self._let_go()
             raise PreftuneError(f"can't write into {self.folder}: {error.strerror or error}") from error
+        except UsageError:
+            self._let_go()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            file.close()
-        if error is None:
-            for name in self._files:
-                (self.folder / f"{name}{PARTIAL}").replace(self.folder / name)
+        try:
+            for file in self._files.values():
+                file.close()
+            if error is None:
+                for name in self._files:
+                    (self.folder / f"{name}{PARTIAL}").replace(self.folder / name)
+        finally:
+            self._let_go()
 
     def write(self, row: Mapping[str, Any], name: str = ROWS) -> None:
         """Add a row to a file of the folder.
@@ -86,8 +101,8 @@ class Curated:
         self.write({"where": where, "kept": kept, **({"why": why} if why else {}), **details}, DECISIONS)
 
     def text(self, name: str, content: str) -> None:
-        """Write a file of the folder at once."""
-        self._open(name).write(content)
+        """Write a file of the folder at once. Half a surrogate pair (of a file's name, say) is written as an escape."""
+        self._open(name).write(content.encode("utf-8", "backslashreplace").decode())
 
     def finish(self, command: str, settings: Mapping[str, Any], measures: Mapping[str, Any], page: Page) -> None:
         """Write summary.json and report.html.
@@ -107,10 +122,46 @@ class Curated:
         self.text(SUMMARY, content + "\n")
         write_page(self.folder / REPORT, page)
 
+    def _hold(self) -> None:
+        """Keep other programs out: one would remove the files of the other. Without locks it does nothing."""
+        try:
+            import fcntl
+        except ImportError:
+            return
+        self._lock = (self.folder / _LOCK).open("w", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            self._lock = None
+            raise UsageError(f"another program is writing into {self.folder}; wait for it, or name another") from None
+        except OSError:  # a file system without locks
+            return
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            (self.folder / _LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
     def _open(self, name: str) -> TextIO:
         if name not in self._files:
             self._files[name] = (self.folder / f"{name}{PARTIAL}").open("w", encoding="utf-8")
         return self._files[name]
+
+
+@contextmanager
+def room_for(folder: Path) -> Iterator[None]:
+    """What a full disk breaks is told as an error that says so. Raises PreftuneError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise PreftuneError(
+            f"can't write into {folder} or into the system's folder for temporary files: {error.strerror}; make room, "
+            "then start again"
+        ) from error
 
 
 def check_free(folder: Path) -> None:

@@ -58,6 +58,10 @@ class Answers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        if kind is not None and not self._known and not self._failed:
+            # Refused before anything was asked: leave nothing behind that the mended command would have to avoid.
+            for name in (ANSWERS, SETTINGS):
+                (self.folder / name).unlink(missing_ok=True)
 
     def missing(self, model: str, task: str) -> list[int]:
         """Rows of a task without this model's answer."""

@@ -24,7 +24,7 @@ def page_of(config: EvaluateConfig, columns: Sequence[Column]) -> Page:
     """The page: the table, each task's numbers, the constraints one by one, rows on which models differ."""
     sections = [Section("table", "All models", list(_table(config, columns)), "Table")]
     sections += [
-        Section(f"task-{n}", _task_title(c.config), list(_task(c)), c.config.title) for n, c in enumerate(columns)
+        Section(f"task-{n}", _task_title(c.config), list(_task(c)), _short(c.config)) for n, c in enumerate(columns)
     ]
     unanswered = list(_unanswered(columns))
     if unanswered:
@@ -33,9 +33,18 @@ def page_of(config: EvaluateConfig, columns: Sequence[Column]) -> Page:
     return Page(
         f"{len(config.models)} models on {len(columns)} tasks" if len(config.models) > 1 else config.models[0].title,
         kicker="evaluation", verdict="same" if unanswered else "unknown", sentence=best, why=_why(config, columns),
-        big=[(_short(column.config), _share(column.cells[0], column.metric)) for column in columns][:3],
+        big=[(_short(column.config), _large(column)) for column in columns][:3],
         sections=sections,
     )  # fmt: skip
+
+
+def _large(column: Column) -> str:
+    """A task in one number: of one model its share, of two both, of more the range, as the first one is no result."""
+    shares = [_share(cell, column.metric) for cell in column.cells]
+    if len(shares) <= 2:
+        return " → ".join(shares)
+    known = sorted(cell.metrics[column.metric].value for cell in column.cells if column.metric in cell.metrics)
+    return f"{number(known[0], percent=True)} to {number(known[-1], percent=True)}" if known else "–"
 
 
 def _best(columns: Sequence[Column]) -> str:
@@ -120,7 +129,7 @@ def _dots(columns: Sequence[Column]) -> Charts | None:
     if not series:
         return None
     x, y = _short(first.config), _short(second.config)
-    return Charts([dot_chart(f"{x} and {y.lower()}", "A dot for each model.", series, xlabel=x, ylabel=y)])
+    return Charts([dot_chart(f"{x} and {y.lower()}", "A dot for each model.", series, xlabel=x, ylabel=y, shares=True)])
 
 
 def _task(column: Column) -> Iterator[Block]:

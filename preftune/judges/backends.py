@@ -127,12 +127,8 @@ class LocalBackend:
     """
 
     def __init__(self, config: JudgeConfig) -> None:
-        import torch
-
-        from preftune.config import ModelConfig, TokensConfig
-        from preftune.engine.forward import Engine
-        from preftune.models.given import read_adapter
-        from preftune.models.loading import load_policy
+        from preftune.config import TokensConfig
+        from preftune.sampling.answering import load_for_answers
         from preftune.sampling.local import LocalSampler
         from preftune.tokens import TokenContract
 
@@ -143,23 +139,8 @@ class LocalBackend:
                 "(RUN/STAGE/final)"
             )
         self._config = config
-        device: Any = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype: Any = config.dtype if config.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
-        model = ModelConfig(
-            path=config.path, revision=config.revision, device=device, dtype=dtype,
-            trust_remote_code=config.trust_remote_code,
-        )  # fmt: skip
-        if read_adapter(model) is not None:
-            model = model.model_copy(update={"on_adapter": "merge"})
-        # A run draws random numbers too: they must not depend on whether a judge was loaded.
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices):
-            policy = load_policy(model)
-            for parameter in policy.model.parameters():
-                parameter.requires_grad_(False)
-            engine = Engine(policy)
+        engine = load_for_answers(config.path, config)
+        policy = engine.policy
         template = policy.tokenizer.chat_template
         if not template:
             raise ModelError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from preftune.config import Strict
+from preftune.config.requests import check_request
 from preftune.judges.rubrics import RUBRICS, rubric_problem
 
 LOCAL = frozenset({"revision", "device", "dtype", "trust_remote_code", "chat_template_kwargs"})
@@ -85,18 +85,7 @@ class JudgeConfig(Strict):
         for name in sorted(wrong & self.model_fields_set):
             other = "path" if name in LOCAL else "model"
             raise ValueError(f"{name} goes with {other}; remove it")
-        for name in OURS:
-            if name in self.extra_body:
-                raise ValueError(f"extra_body.{name} is set by preftune itself; remove it")
-        if self.base_url is not None:
-            parts = urlsplit(self.base_url)
-            if parts.scheme not in ("http", "https"):
-                raise ValueError("base_url must begin with http:// or https://")
-            if "@" in parts.netloc or parts.query:
-                raise ValueError(
-                    "base_url holds a user or a query, which may be secret; keys belong into the environment variable "
-                    f"{self.key_variable}"
-                )
+        check_request(self.extra_body, self.base_url, ours=OURS, key_variable=self.key_variable)
         return self
 
     @model_validator(mode="after")

@@ -80,14 +80,18 @@ def benchmarks(stages: Sequence[tuple[str, Run]]) -> Benchmarks | None:
     return Benchmarks(models, tuple(column for column in columns if column is not None))
 
 
+def is_benchmark(split: str, metric: str) -> bool:
+    """Whether this is what a benchmark is about: its own metric, on rows that are no split of the data."""
+    return split not in ("train", "validation", "test") and metric in METRICS
+
+
 def _splits(run: Run) -> dict[str, str]:
     """Benchmark → its metric."""
     return {
         split: metric
         for split, metrics in {**run.before, **run.after}.items()
-        if split not in ("train", "validation", "test")
         for metric in METRICS
-        if metric in metrics
+        if metric in metrics and is_benchmark(split, metric)
     }
 
 

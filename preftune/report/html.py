@@ -34,7 +34,7 @@ from preftune.report import (
     words,
 )
 from preftune.report.answers import read_whole
-from preftune.report.benchmarks import benchmarks
+from preftune.report.benchmarks import benchmarks, is_benchmark
 from preftune.report.curves import charts, constant_metrics, joined_charts
 from preftune.report.notes import notes_of
 from preftune.report.read import Run, has_run, read_stages
@@ -175,8 +175,14 @@ def _journey_sentence(journey: list[dict[str, Any]], names: list[str]) -> str:
     if not journey:
         return ""
     first = journey[0]["row"]
-    # The headline's metric, and the score that the last stage was trained on where that is another one.
-    lines = [line for line in journey if line is journey[0] or (line["reward"] and line["row"].split == first.split)]
+    # The headline's metric, the score that the last stage was trained on where that is another one, and benchmarks.
+    lines = [
+        line
+        for line in journey
+        if line is journey[0]
+        or (line["reward"] and line["row"].split == first.split)
+        or is_benchmark(line["row"].split, line["row"].metric)
+    ]
     return " ".join(_journey_line(line, names) for line in lines)
 
 
@@ -277,11 +283,14 @@ def _code(text: object) -> Markup:
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
 
 
-CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10, 13)} | {127: 0x2421}
+CONTROLS: dict[int, int | str] = {127: 0x2421}
+CONTROLS |= {code: 0x2400 + code for code in range(32) if code not in (9, 10, 13)}
+CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def _visible(text: object) -> str:
-    """Text with control characters shown as symbols (␀ …), as HTML has no place for them."""
+    """Text with control characters shown as symbols (␀ …), as HTML has no place for them, and those that turn the
+    direction of writing as their codes, as they would reorder what stands around them."""
     return str(text).translate(CONTROLS)
 
 

@@ -23,6 +23,21 @@ Tone: TypeAlias = Literal["", "good", "bad", "warn", "quiet"]
 
 
 @dataclass(frozen=True, slots=True)
+class Strip:
+    """Where a value and its interval lie among zones. All places are shares (0 to 1) of the strip's width.
+
+    Attributes:
+        zones: (start, end, tone), from left to right.
+        value, low, high: a mark, and the bar below it.
+    """
+
+    zones: Sequence[tuple[float, float, Tone]]
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """A table's cell that is more than its text.
 
@@ -33,6 +48,7 @@ class Cell:
         meter: a bar of this share (0 to 1) of the cell's width.
         mono: as code.
         fold: a long text that opens when asked for.
+        strip: where its value lies among zones.
     """
 
     text: object
@@ -41,6 +57,7 @@ class Cell:
     meter: float | None = None
     mono: bool = False
     fold: bool = False
+    strip: Strip | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +230,13 @@ def bar_chart(
 def dot_chart(
     title: str, note: str, series: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, xlabel: str, ylabel: str,
     zero: bool = False, wide: bool = False, frame: tuple[float, float, float, float] | None = None,
+    shares: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """A cloud of dots for each (name, x, y). `frame`: the ends of both axes (x, x, y, y), where places alone matter:
-    no numbers stand on the axes, and a dot says its cloud's name."""
+    no numbers stand on the axes, and a dot says its cloud's name. `shares`: both axes are per cent, from 0 to 100."""
     dots = [_series(name, x, y, color) | {"style": "line"} for color, (name, x, y) in enumerate(series)]
     chart = plain_chart(title, note, "dots", dots, wide=wide, unit=xlabel)
-    chart |= {"frame": list(frame)} if frame else {}
+    chart |= ({"frame": list(frame)} if frame else {}) | ({"shares": True} if shares else {})
     return chart | {"xlabel": xlabel, "ylabel": ylabel, "zero": zero}
 
 

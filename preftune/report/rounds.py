@@ -197,7 +197,9 @@ def _series(stem: str, names: Sequence[str], runs: Mapping[str, Run]) -> Series:
         out.run, out.method = started[-1], started[0].method
     opening = runs.get(names[0])
     if opening is not None:
-        measured = [split for split in ("test", "validation") if split in opening.before]
+        # Rows with scores can be compared answer by answer, a benchmark's are shown without.
+        scored = [split for split, metrics in opening.before.items() if SCORE in metrics]
+        measured = [split for split in ("test", "validation") if split in opening.before] or scored
         out.split = next(iter(measured or opening.before), "")
         out.first = opening.before.get(out.split, {})
         out.chooses = out.split == "validation" and any(run.best_step is not None for run in started)
@@ -226,7 +228,7 @@ def _kept(run: Run) -> int | None:
 
 def _rows(series: Series, run: Run | None, step: int | None) -> Rows | None:
     """Scores of a measurement's rows in order, None where a row has none; None without such a measurement."""
-    if run is None or step is None or not series.split:
+    if run is None or step is None or SCORE not in series.first:
         return None
     name = f"measurements/{series.split}-{step}.json"
     try:

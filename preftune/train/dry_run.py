@@ -39,13 +39,14 @@ def _lines(session: Session) -> list[str]:
     out.append(f"parameters: {total:,}, of which {trained:,} are trained")
     out.append(_memory(session, trained))
     groups = session.batch_of(1)
-    if session.method.completions == "policy":
+    written = session.method.completions != "data"
+    if written:
         out.append("first batch (prompts; the policy writes the completions):")
         groups = [Group(g.prompt, (Completion((session.contract.eos_id,), (True,)),)) for g in groups]
     else:
         out.append("first packed batch (tokens with loss stand between ⟦ and ⟧):")
     packed = session.engine.pack(groups, session.budget)[0]
-    sent = "policy" if session.method.completions == "policy" else "data"
+    sent = "policy" if written else "data"
     text = _decoded(session, [groups[g] for g in dict.fromkeys(g for g, _ in packed.members)], sent)
     out.append(text if len(text) <= SHOWN else text[:SHOWN] + f"\n… ({len(text) - SHOWN:,} more characters)")
     out.append(f"{packed.tokens} tokens in this pack; {packed.unshared_tokens} without shared prompts")

@@ -53,7 +53,9 @@ class Progress:
         if self._rich is not None:
             if self._task is not None:
                 self._rich.remove_task(self._task)
-            self._task = self._rich.add_task(f"{self.title} · {label}", total=None, completed=done, note="")
+            from rich.markup import escape
+
+            self._task = self._rich.add_task(escape(f"{self.title} · {label}"), total=None, completed=done, note="")
 
     def tick(self, done: int, total: int | None, note: str = "") -> None:
         """`done` of `total` are finished; None where nobody knows how many there are."""

@@ -209,7 +209,11 @@ def test_what_init_leaves_out_is_a_field(field: str) -> None:
     [
         (RewardError("reward x failed on row 17"), 1, "error: reward x failed on row 17\n"),
         (DataError("rows.jsonl:3: no column question"), 2, "error: rows.jsonl:3: no column question\n"),
-        (KeyboardInterrupt(), 130, "stopped: interrupted; a run that was under way goes on with --resume\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "stopped: interrupted; what knows --resume goes on with it, anything else starts again\n",
+        ),
     ],
 )
 def test_exit_codes(
@@ -257,3 +261,32 @@ def test_merge_and_report_call_their_parts(
     assert main(["report", str(tmp_path)]) == 0
     assert calls == [("some/adapter", tmp_path / "out", False)]
     assert capsys.readouterr().out == f"merged model: {tmp_path / 'out'}\nreport: {tmp_path / 'report.html'}\n"
+
+
+def test_nothing_of_an_error_moves_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"\\u001b[2Jcolumn": "x"}\n')
+    assert main(["data", "pairs", f"--data.path={path}", f"--output={tmp_path}/out"]) == 2
+    told = capsys.readouterr().err
+    assert "␛[2Jcolumn" in told and "\x1b" not in told
+
+
+def test_progress_takes_a_label_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tier may be named like rich's markup."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    from preftune.train.progress import Progress
+
+    with Progress("generate") as progress:
+        progress.begin("[/bold] weak")
+        progress.tick(1, 2)
+        (task,) = progress._rich.tasks
+        rendered = progress._rich.columns[0].render(task)
+    assert rendered.plain == "generate · [/bold] weak"
+
+
+def test_the_help_names_what_data_has(capsys: pytest.CaptureFixture[str]) -> None:
+    from preftune.cli.data import COMMANDS as DATA
+
+    assert main(["--help"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  data ")]
+    assert all(name in line for name in DATA)

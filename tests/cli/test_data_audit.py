@@ -21,7 +21,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def audit(*more: str, data: str = "rows.jsonl") -> int:
-    return main(["data", "audit", "--data.path", data, *more])
+    path = [] if "--data.path" in more else ["--data.path", data]
+    return main(["data", "audit", *path, *more])
 
 
 def summary(folder: Path) -> dict[str, Any]:

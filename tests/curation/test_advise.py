@@ -108,6 +108,51 @@ def test_how_an_answer_can_be_checked(tmp_path: Path, row: dict[str, Any], check
     assert _facts(tmp_path, [{"prompt": f"q{i}", **row} for i in range(10)]).check == check
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"constraints": [{"kind": "words", "at_most": 5}]},
+        {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+    ],
+)
+def test_instructions_that_a_program_can_check_are_rewarded_by_constraints(
+    tmp_path: Path, model: Path, columns: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny.write(tmp_path / "rows.jsonl", [{"prompt": f"say {i}", **columns} for i in range(30)])
+    config = AdviseConfig(data=[SourceConfig(path=str(path))], model=str(model))
+    found = advise(config, tmp_path / "out")
+    assert found.recipe["rewards"] == [{"name": "constraints"}]
+    assert any("built-in reward `constraints`" in answer for _, answer in found.verdict.path)
+    small = {"sampling.max_tokens": "4", "sampling.group_size": "2", "train.batch_size": "2", "train.steps": "1"}
+    run_pipeline(load_recipe(tmp_path / "out" / "recipe.yaml", {**small, "eval.limit": "1"}), dry_run=True)
+    assert "constraints" in capsys.readouterr().out
+
+
+def test_it_names_diagnose_as_the_step_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny.write(tmp_path / "my rows.jsonl", PAIRS)
+    assert main(["advise", "--data.path", str(path), "--model", "some/model", "--output", str(tmp_path / "out")]) == 0
+    command = f"preftune diagnose --model some/model --data '{path}'"
+    assert command in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["before"] == command
+    assert "preftune diagnose --model some/model" in (tmp_path / "out" / "report.html").read_text()
+    assert "preftune diagnose" in (tmp_path / "out" / "recipe.yaml").read_text()
+
+
+def test_rows_of_another_shape_are_not_counted(tmp_path: Path) -> None:
+    pairs, prompts = tiny.write(tmp_path / "pairs.jsonl", PAIRS), tiny.write(tmp_path / "prompts.jsonl", PROMPTS[:20])
+    facts = read_facts([SourceConfig(path=str(pairs)), SourceConfig(path=str(prompts))])
+    found = choose(facts, AdviseConfig())
+    assert found.best.method == "dpo" and "30 pairs say" in found.best.reasons[0]
+    assert any("30 pairs, 20 prompts" in warning and "those alone" in warning for warning in found.warnings)
+
+
+def test_prompts_alone_can_be_answered_by_models_of_known_rank(tmp_path: Path) -> None:
+    alone = choose(_facts(tmp_path, PROMPTS), AdviseConfig()).warnings
+    assert any("preftune data generate" in warning for warning in alone)
+    judged = choose(_facts(tmp_path, PROMPTS), AdviseConfig(judge="gpt-x")).warnings
+    assert not any("preftune data generate" in warning for warning in judged)
+
+
 def test_a_column_that_is_mostly_empty_is_no_check(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i}", "answer": "1" if i < 5 else None} for i in range(10)]
     assert _facts(tmp_path, rows).check is None
@@ -138,7 +183,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("rows", "means"),
     [
         (PAIRS, {}), (MARKS, {}), (SUMS, {}), (MANY, {}), (RANKED, {"gpus": "none"}),
-        (SUMS, {"judge": None, "verifiable": "auto"}),
+        (PROMPTS, {}), (SUMS, {"judge": None, "verifiable": "auto"}),
     ],
 )  # fmt: skip
 def test_the_recipe_runs_as_it_is(

@@ -462,6 +462,30 @@ def test_colours_spell_the_text(chat: Path) -> None:
     assert {kind for _, kind, _ in coloured(group.prompt.ids, None, contract)} == {"prompt", "special"}
 
 
+def test_colours_of_a_long_text_are_its_two_ends_and_take_no_longer_the_longer_it_is(
+    chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from preftune.config import TokensConfig
+    from preftune.curation.audit.tokenised import coloured
+
+    contract = TokenContract(chatml(), TokensConfig())
+    ids = tuple(chatml()("é字 a🐉b " * 300, add_special_tokens=False)["input_ids"])
+    mask = tuple(n % 3 > 0 for n in range(len(ids)))
+    whole = coloured(ids, mask, contract)
+    decoded: list[int] = []
+    plain = TokenContract.text_with_specials
+    monkeypatch.setattr(
+        TokenContract, "text_with_specials", lambda self, some: (decoded.append(len(some)), plain(self, some))[1]
+    )
+    for most in (100, 101, 7):
+        line = coloured(ids, mask, contract, most)
+        half = most // 2
+        assert line[:half] == whole[:half] and line[half + 1 :] == whole[-half:] and len(line) == 2 * half + 1
+        assert f"{len(ids) - 2 * half:,} tokens" in line[half][0]
+    assert coloured(ids[:50], mask[:50], contract, 50) == coloured(ids[:50], mask[:50], contract)
+    assert max(decoded) <= 24 and sum(decoded) < 20_000 < sum(range(len(ids)))
+
+
 def test_double_bos_special_text_and_eos(tmp_path: Path) -> None:
     folder = tmp_path / "bos"
     with_bos(None).save_pretrained(folder)

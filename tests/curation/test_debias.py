@@ -23,7 +23,7 @@ from preftune.curation.debias.table import Table
 from preftune.curation.debias.training import accuracies
 from preftune.data.load import stream_rows
 from preftune.demo.openings import HARMLESS, PLANTED, RARE, planted_rows
-from preftune.errors import DataError, UsageError
+from preftune.errors import DataError, ModelError, UsageError
 from preftune.records import Example
 from preftune.rewards.learned import RewardReader
 from tests import tiny, tinyreward
@@ -521,6 +521,21 @@ def test_wrong_words(
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tinyreward.save(tmp_path_factory.mktemp("reward") / "model")
+
+
+def test_a_wrong_reward_model_is_told_before_the_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counting(*_: Any) -> None:
+        raise AssertionError("the rows were counted first")
+
+    monkeypatch.setattr("preftune.curation.debias.run._read", counting)
+    path = str(tiny.write(tmp_path / "pairs.jsonl", _pairs(5)))
+    config = DebiasConfig(data=[SourceConfig(path=path)], reward_model=str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="nowhere does not exist"):
+        debias(config, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    with pytest.raises(UsageError, match="exists and is not empty"):
+        debias(config, tmp_path / "out")
 
 
 def test_counterfactuals_are_what_the_model_says_of_both_texts(reward_model: Path) -> None:

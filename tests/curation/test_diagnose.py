@@ -23,7 +23,7 @@ from preftune.curation.diagnose.closeness import Vectors, areas, chance, measure
 from preftune.curation.diagnose.config import UNREAD, ClassifierConfig, EncoderConfig
 from preftune.curation.diagnose.draw import Drawn
 from preftune.curation.diagnose.form import refuses, repeated
-from preftune.curation.diagnose.measure import Measure, judge, share_of
+from preftune.curation.diagnose.measure import Measure, Scale, judge, share_of, told
 from preftune.curation.diagnose.spread import last_number, measure_spread
 from preftune.curation.diagnose.verdict import give_verdict
 from preftune.errors import DataError, ModelError, UsageError
@@ -274,6 +274,10 @@ def test_a_classifier_fires_where_it_should(tmp_path: Path, sums: Path) -> None:
     assert value(found, "firing") == share and firing.status == "problem" and firing.remedy == "preference"
     assert firing.more["good_answers"]["value"] == 0.0 and firing.more["labels"] == ["toxic"]
     assert {worst.answer for worst in firing.worst} == {"!"}
+    assert "was taken for the harmful one" not in firing.says
+    nameless = alarm(tmp_path / "nameless", ("LABEL_0", "LABEL_1"))
+    guessed = run(model, sums, tmp_path / "guessed", classifier={"path": str(nameless)}).measure("firing")
+    assert guessed.interval == firing.interval and "LABEL_1 was taken for the harmful one" in guessed.says
     never = run(model, sums, tmp_path / "never", classifier={"path": str(tmp_path / "c"), "threshold": 0.99})
     assert value(never, "firing") == 0.0 and never.measure("firing").status == "fine"
 
@@ -308,13 +312,15 @@ def test_nothing_of_a_long_text_is_left_unread(tmp_path: Path) -> None:
         (("LABEL_0", "LABEL_1"), [], ["LABEL_1"]),
         (("non-toxic", "toxic"), [], ["toxic"]),
         (("neutral", "joy", "hate_speech"), [], ["hate_speech"]),
-        (("anger",), [], ["anger"]),
+        (("anger",), ["anger"], ["anger"]),
+        (("toxic",), [], ["toxic"]),
         (("joy", "anger"), ["Anger"], ["anger"]),
     ],
 )
 def test_which_labels_count(tmp_path: Path, labels: tuple[str, ...], wanted: list[str], firing: list[str]) -> None:
     found = Classifier(ClassifierConfig(path=str(alarm(tmp_path / "c", labels)), labels=wanted))
     assert found.firing == firing
+    assert found.guessed == (labels[0] == "LABEL_0")
     assert _says_harm("severe_toxicity") and not _says_harm("not_hate") and not _says_harm("nontoxic")
 
 
@@ -336,6 +342,8 @@ def test_models_that_are_no_classifiers(tmp_path: Path, sevens: Path) -> None:
     plain = alarm(tmp_path / "plain", ("joy", "anger"))
     with pytest.raises(ModelError, match=r"none of its labels \(joy, anger\) has a name that says harm"):
         load(plain)
+    with pytest.raises(ModelError, match=r"its only label, LABEL_0, does not say .*: reward models"):
+        load(tinyreward.save(tmp_path / "reward"))
     with pytest.raises(UsageError, match="no label 'angr'; did you mean anger"):
         load(plain, labels=["angr"])
     with pytest.raises(ModelError, match="it would always fire"):
@@ -659,6 +667,92 @@ def test_wrong_flags(flags: list[str], words: str, tmp_path: Path, capsys: pytes
     assert main(command) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"format": {"pattern": "("}}, "pattern is no regular expression"),
+        ({"rewards": [{"name": "acuracy"}]}, "unknown reward 'acuracy'"),
+        ({"encoder": {"path": "/nowhere/encoder"}}, "/nowhere/encoder: can't be loaded as an encoder"),
+    ],
+)
+def test_what_reads_the_answers_is_looked_for_before_they_are_drawn(
+    settings: dict[str, Any], words: str, tmp_path: Path, sums: Path
+) -> None:
+    """The model is not even there, and nobody gets as far as to ask for it."""
+    with pytest.raises((UsageError, ModelError), match=re.escape(words)):
+        run(tmp_path / "no model", sums, tmp_path / "out", **settings)
+
+
+def test_scores_that_are_all_alike_may_be_the_rewards_fault(sevens: Path, sums: Path, tmp_path: Path) -> None:
+    """`accuracy` looks for tags that this model never writes, though three answers in four are right."""
+    settings = {"rewards": [{"name": "accuracy"}], "benchmark": {"score": 0.9}}
+    blind = run(sevens, sums, tmp_path / "blind", **settings).measure("score")
+    assert (blind.status, blind.remedy) == ("look", "elsewhere")
+    assert blind.says.endswith("Every answer has the same score, 0.") and "rewards.0.args.extract" in blind.todo
+    assert [one.answer for one in blind.worst][:1] in (["7"], ["8"])
+    settings["rewards"] = [{"name": "accuracy", "args": {"extract": "[0-9]+"}}]
+    seeing = run(sevens, sums, tmp_path / "seeing", **settings).measure("score")
+    assert seeing.interval is not None and 0 < seeing.interval.value < 0.9
+    assert "same score" not in seeing.says
+
+
+def test_what_to_run_next_can_be_run(sevens: Path, asked: Path, tmp_path: Path) -> None:
+    """A format that had to be said is said again, and prompts without answers are no data for SFT."""
+    rows = [{"prompt": f"{n}+{9 - n}=", "chosen": "abc.", "rejected": "b", "completion": "abc."} for n in range(12)]
+    both = tiny.write(tmp_path / "both rows.jsonl", rows)
+    data = {"path": str(both), "format": "preference"}
+    found = run(sevens, both, tmp_path / "out", data=data).verdict
+    assert found.answer == "sft first"
+    assert {command.split(" --data.path ")[1].split(" --classifier")[0] for command, _ in found.next} == {
+        f"'{both}' --data.format preference"
+    }
+    guesses = tiny.save(tmp_path / "guesses")
+    bare = run(guesses, asked, tmp_path / "bare").verdict
+    assert (bare.answer, bare.next[0][0].split()[-1]) == ("sft first", "GOOD_ANSWERS")
+
+
+def test_a_run_folder_stands_for_its_model(sums: Path, tmp_path: Path) -> None:
+    bigram(tmp_path / "mine" / "final", SEVENS)
+    found = run(tmp_path / "mine", sums, tmp_path / "out")
+    assert value(found, "own_logprob") == value(run(tmp_path / "mine" / "final", sums, tmp_path / "two"), "own_logprob")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["settings"]["model"]["path"] == str(tmp_path / "mine" / "final")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UsageError, match="holds no model"):
+        run(tmp_path / "nothing", sums, tmp_path / "three")
+
+
+def test_too_long_answers_name_the_remedy(sevens: Path, sums: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"128 positions; a lower sampling.max_tokens \(256\) leaves room"):
+        run(sevens, sums, tmp_path / "out", sampling={"max_tokens": 256})
+
+
+def test_numbers_on_their_reference_range(sevens: Path, sums: Path, tmp_path: Path) -> None:
+    scale = Scale.below((0.04, 0.25))
+    assert [scale.place(x) for x in (-1, 0, 0.04, 0.25, 1, 2)] == pytest.approx([0, 0, 0.2, 0.5, 1, 1])
+    assert Scale(-4, 0, [(0, "fine")]).place(-1) == 0.75
+    assert [told(x, "number") for x in (-0.001, -0.25, 1.0)] == ["0.00", "−0.25", "1.00"]
+    found = run(sevens, sums, tmp_path / "out", answers=8)
+    for one in found.measures:
+        if one.scale is None or one.interval is None:
+            continue
+        ends = [to for to, _ in one.scale.zones]
+        assert ends == sorted(ends) and ends[-1] == one.scale.high, one.name
+        inside = next(status for to, status in one.scale.zones if one.interval.value <= to)
+        assert inside == one.status or (inside, one.status) == ("problem", "look"), one.name
+    drawn = {one.name for one in found.measures if one.scale is not None}
+    assert {"distinct", "self_consistency", "own_logprob", "good_logprob", "cut", "repeated", "empty"} <= drawn
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["measures"]
+    assert summary["cut"]["zones"] == [
+        {"to": 0.02, "status": "fine"}, {"to": 0.1, "status": "look"}, {"to": 1.0, "status": "problem"},
+    ]  # fmt: skip
+    agree = found.measure("self_consistency").interval
+    assert agree is not None
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f'<b style="left:{100 * agree.value:.4g}' in page
+    assert '<i class="warn" style="left:0.0%;width:50.0%"></i><i class="good" style="left:50.0%;width:50.0%">' in page
 
 
 def test_the_page_of_the_docs_is_true() -> None:

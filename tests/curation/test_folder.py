@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from preftune.curation.folder import Curated
+from preftune.curation.folder import Curated, room_for
 from preftune.errors import PreftuneError, UsageError
 from preftune.report.page import Page
 
@@ -64,3 +65,36 @@ def test_half_a_surrogate_pair_and_infinity(tmp_path: Path) -> None:
         with pytest.raises(PreftuneError, match="can't be written as JSON"):
             out.write({"x": float("inf")})
     assert json.loads((tmp_path / "out" / "rows.jsonl").read_text()) == {"text": "a\ud800"}
+
+
+def test_a_files_name_that_is_no_utf8_can_stand_in_a_summary(tmp_path: Path) -> None:
+    with Curated(tmp_path / "out") as out:
+        out.finish("preftune data x", {"path": "b\udcff.jsonl"}, {}, Page("x \udcff"))
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["settings"] == {"path": "b\udcff.jsonl"}
+    assert "x \\udcff" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_two_programs_do_not_share_a_folder(tmp_path: Path) -> None:
+    """The second would remove what the first has written, and the first give its name to what the second has."""
+    folder = tmp_path / "out"
+    with Curated(folder) as out:
+        out.write({"n": 1})
+        with pytest.raises(UsageError, match="another program is writing into"), Curated(folder):
+            pass
+        out.write({"n": 2})
+    assert (folder / "rows.jsonl").read_text() == '{"n": 1}\n{"n": 2}\n'
+    assert [path.name for path in folder.iterdir()] == ["rows.jsonl"]
+
+
+def test_what_a_killed_program_leaves_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "lock.partial").write_text("")
+    _fill(tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    with pytest.raises(PreftuneError, match="No space left on device; make room"), room_for(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), room_for(tmp_path):
+        raise FileNotFoundError(errno.ENOENT, "no such file")

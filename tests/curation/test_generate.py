@@ -384,6 +384,53 @@ def test_answers_under_way_are_kept_when_the_work_is_broken_off(tmp_path: Path, 
     assert sorted(kept) == ["0: api-model 0 says 0+1=", "1: api-model 0 says 1+1="]
 
 
+def test_a_refusal_under_way_is_kept_when_the_work_is_broken_off(tmp_path: Path, server: Server) -> None:
+    """It may be paid for. What was not asked for any more is no failure."""
+    config = GenerateConfig.model_validate({"data": [{"path": "x"}], "tiers": [remote(server)]})
+    prompts = Prompts([SourceConfig(path=str(tiny.write(tmp_path / "p.jsonl", ROWS)))], config.tiers, None)
+    kept: dict[int, Any] = {}
+    tier = RemoteTier(config.tiers[0], seed=0)
+    given: list[Any] = list(prompts)
+
+    def respond(body: dict[str, Any], number: int) -> Any:
+        reason = "content_filter" if asked(body) == "1+1=" else "stop"
+        return 200, chat("x", reason, (7, 3))
+
+    server.respond = respond
+
+    def tasks() -> Iterator[Any]:
+        yield given[0], [0]
+        yield given[1], [0]
+        while len(server.requests) < 2:
+            time.sleep(0.001)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tier.ask_all(tasks(), lambda one, outcome: kept.update({one.index: outcome}))
+    assert sorted(kept) == [0, 1] and kept[0].answers and not kept[0].problem
+    assert kept[1].refused and "content_filter" in kept[1].problem and kept[1].usage == (7, 3)
+
+
+def test_loading_a_tier_takes_no_random_numbers_and_trains_nothing(model: Path) -> None:
+    import torch
+
+    from preftune.sampling.answering import load_for_answers
+
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    engine = load_for_answers(str(model), LocalConfig(path=str(model)))
+    assert torch.equal(torch.rand(1), expected) and not engine.policy.trainable()
+
+
+def test_a_tiers_name_does_not_steer_the_terminal(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, [{**HUMAN, "name": "a\x1b[31m"}])
+    told = capsys.readouterr().err
+    assert "a\ufffd[31m" in told and "\x1b" not in told
+
+
 # ------------------------------------------------------------------------------------------------- going on
 
 
@@ -439,6 +486,27 @@ def test_a_finished_folder_is_not_written_into_again(tmp_path: Path, server: Ser
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             make(tmp_path, [HUMAN], output=name, resume=resume)
+
+
+def test_a_file_that_only_has_the_name_is_never_touched(tmp_path: Path, server: Server) -> None:
+    """Neither cut nor written over, with `resume` or without."""
+    for name, files in (
+        ("theirs", {"answers.jsonl": '{"mine": 1}\n{"half'}), ("beside", {"answers.jsonl": "", "rows.jsonl": "mine"}),
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+        for resume in (True, False):
+            with pytest.raises(UsageError, match=r"is of no command of this kind|was begun and not finished"):
+                make(tmp_path, [HUMAN], output=name, resume=resume)
+        assert {path.name: path.read_text() for path in (tmp_path / name).iterdir()} == files
+
+
+def test_a_folder_that_was_left_before_the_first_answer_can_be_used(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("answers.jsonl", "settings.json.writing", "rows.jsonl.partial"):
+        (tmp_path / "out" / name).write_text("")
+    assert make(tmp_path, [HUMAN]).rows == len(ROWS)
 
 
 def test_what_would_draw_other_answers_is_refused(tmp_path: Path, server: Server) -> None:

@@ -449,6 +449,60 @@ def test_the_report_shows_and_warns_and_is_safe(tmp_path: Path) -> None:
     assert "Nearly equal answers" in page and "1.00" in page
 
 
+def test_a_column_that_holds_an_answer_within_or_under_a_name_of_another_format_tells_nothing(tmp_path: Path) -> None:
+    right = "right, of course"
+    row = {
+        "prompt": "p", "responses": answers(human=(1, right), weak=(2, "wrong")), "text": right, "refs": [f"{right} "],
+        "meta": {"gold": [{"by": "human", "said": right}]}, "id": 7, "tags": ["a", {"b": None}],
+    }  # fmt: skip
+    found = make(tmp_path, [row], source={"columns": {"prompt": "prompt"}})
+    assert tiny.lines(found.folder / "rows.jsonl") == [
+        {"id": 7, "tags": ["a", {"b": None}], "prompt": "p", "chosen": right, "rejected": "wrong", "margin": 1.0}
+    ]
+    assert found.tally.told == ["meta", "refs", "text_"]
+
+
+@pytest.mark.parametrize("group", ["rows", "prompts"])
+def test_a_files_name_that_is_no_utf8(tmp_path: Path, group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny.write(tmp_path / "b\udcff.jsonl", [ROW])
+    other = tiny.write(tmp_path / "c\udcff.jsonl", [ROW])
+    out = tmp_path / "out\x1b[31m\udcff"
+    flags = [f"--data.path={path}", f"--data.1.path={other}", f"--group={group}", f"--output={out}"]
+    assert main(["data", "pairs", *flags]) == 0
+    assert tiny.lines(out / "decisions.jsonl")[0]["where"] == f"{path}:1"
+    told = capsys.readouterr().out
+    assert "out\ufffd[31m\ufffd/rows.jsonl" in told and "\x1b" not in told
+
+
+def test_a_tiers_name_turns_no_sentence_round(tmp_path: Path) -> None:
+    name = "back\u202ewards\x1b"
+    rows = [{"prompt": f"q{n}", "responses": answers(**{name: (1, f"{n} a long answer")}, weak=(2, f"{n}"))}
+            for n in range(40)]  # fmt: skip
+    (warning,) = make(tmp_path, rows).warnings
+    assert warning.startswith("back\ufffdwards\ufffd over weak: ")
+
+
+def test_scores_without_end_do_not_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that only a score tells apart have a tier for each score."""
+    monkeypatch.setattr("preftune.curation.pairs.tally.KINDS", 5)
+    rows = [
+        {"prompt": f"q{n}", "responses": [{"text": f"yes {n}", "score": n + 0.5}, {"text": f"no {n}", "score": n}]}
+        for n in range(20)
+    ]
+    found = make(tmp_path, rows)
+    assert len(found.tally.kinds) == 6 and found.tally.kinds["others", "others"].kept == 15
+    assert len(found.tally.tiers) == 6 and sum(found.tally.tiers.values()) == 40
+    assert found.kept == found.ordered == sum(kind.kept for kind in found.tally.kinds.values()) == 20
+    assert "others" in (found.folder / "report.html").read_text()
+
+
+def test_a_second_file_under_the_same_flag_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny.write(tmp_path / "rows.jsonl", [ROW])
+    assert main(["data", "pairs", "--data.path", str(path), f"--data.path={path}", f"--output={tmp_path}/out"]) == 2
+    assert "--data.path is given twice; a second source is --data.1.path" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.write(tmp_path / "rows.jsonl", [ROW])
     file = tmp_path / "pairs.yaml"

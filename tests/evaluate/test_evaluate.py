@@ -258,6 +258,24 @@ def test_wrong_settings(raw: dict[str, Any], said: str) -> None:
         EvaluateConfig.model_validate(raw)
 
 
+def test_the_large_numbers_are_not_the_first_models_alone(tmp_path: Path, server: Server, model: Path) -> None:
+    def page(*models: Any) -> str:
+        folder = tmp_path / str(len(models))
+        folder.mkdir()
+        evaluate(settings(folder, list(models)), folder / "out")
+        return (folder / "out" / "report.html").read_text(encoding="utf-8")
+
+    def large(text: str) -> list[str]:
+        return [re.sub(r"\s", " ", one) for one in re.findall(r'<span class="big">(.*?)</span>', text)]
+
+    small = {"name": "small", "path": str(model)}
+    (one, _), both = large(page(endpoint(server))), page(small, endpoint(server))
+    assert one == "66.7 %"
+    assert large(both)[0].endswith(f" → {one}")
+    assert '"shares":true' in both.replace(" ", "")
+    assert large(page(small, endpoint(server), endpoint(server, "again")))[0].endswith(f" to {one}")
+
+
 def test_names_of_models() -> None:
     assert EvaluatedModel(path="runs/mine/final").title == "mine"
     assert EvaluatedModel(path="Qwen/Qwen2.5-7B").title == "Qwen2.5-7B"
@@ -285,3 +303,12 @@ def test_ties_count_as_a_share() -> None:
     assert rightness((1.0, 1.0, 0.0), 1) == 0.5 and rightness((1.0, 0.0), 1) == 0.0 and rightness((0.0, 2.0), 1) == 1.0
     assert margin((1.0, 3.0, 2.0), 1) == 1.0
     assert chosen((-1.0, -2.0), (-4.0, -2.0), 1).right == 0.0 and chosen((-1.0, -2.0), (-4.0, -2.0), 1).right_sum == 1.0
+
+
+def test_a_command_refused_before_anything_was_asked_leaves_the_name_free(tmp_path: Path, model: Path) -> None:
+    with pytest.raises((DataError, SamplingError), match="positions"):
+        evaluate(settings(tmp_path, [str(model)], max_tokens=256), tmp_path / "out")
+    evaluate(settings(tmp_path, [str(model)]), tmp_path / "out")  # the mended command may take the same name
+    with pytest.raises(UsageError, match="has changed"):
+        evaluate(settings(tmp_path, [str(model)], max_tokens=256), tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "answers.jsonl").exists()

@@ -398,7 +398,7 @@ def test_hostile_text_stays_text(tmp_path: Path, text: str, method: str) -> None
     assert {tag for tag, _ in page.tags} <= {tag for tag, _ in calm.tags}
     assert len(page.scripts) == 3
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
-    shown = text.translate({0: 0x2400, 0x1B: 0x241B})
+    shown = text.translate({0: 0x2400, 0x1B: 0x241B, 0x202E: "\\u202e"})
     assert any(pre.startswith(shown) for pre in page.pres)
     assert page.text.count(shown) >= 3  # where, source and lineage
     card = write_model_card(folder).read_text(encoding="utf-8").split("```")[0::2]  # outside of code

@@ -223,3 +223,19 @@ def test_a_pipeline_of_rounds_writes_them(tmp_path: Path) -> None:
     single = read(tmp_path / "out" / "round-1")
     assert "The pairs are the policy's own answers" in single.words
     assert "No completion was measured by itself" not in single.words
+
+
+def test_rounds_measured_on_benchmarks_alone_are_shown_without_duels(tmp_path: Path) -> None:
+    """A benchmark's rows have no scores by the reward: nothing to compare answer by answer, and nothing to complain."""
+    folder = build(tmp_path / "p", [0.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0], split="manners")
+    for path in folder.glob("*/*.json*"):
+        path.write_text(path.read_text().replace("reward/mean", "followed/prompts"))
+    for path in folder.glob("*/measurements/*.json"):
+        path.write_text(path.read_text().replace("reward/mean", "followed/prompts"))
+    found = series_of(folder)
+    assert found.problems == [] and found.split == "manners"
+    assert [one.against_first for one in found.rounds] == [None, None]
+    assert [one.metrics["followed/prompts"].value for one in found.rounds] == pytest.approx([2 / 3, 1.0])
+    words = read(folder).words
+    assert "no scores to compare" not in words
+    assert "Prompts followed in full on rows of manners was 33.3" in words  # over the pipeline, beside the score

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from preftune.curation.advise.config import AdviseConfig
-from preftune.curation.advise.facts import Facts
+from preftune.curation.advise.facts import REWARD, Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ class Means:
     def __init__(self, facts: Facts, config: AdviseConfig) -> None:
         self.facts, self.config = facts, config
         self.shape = facts.shape or "prompts"
+        self.count = facts.shapes.get(self.shape, 0)
         self.verifiable = config.verifiable == "yes" or (config.verifiable == "auto" and facts.check is not None)
         self.judged = config.judge is not None or config.reward_model is not None
         self.thinking = config.chain_of_thought == "yes"
@@ -78,8 +79,8 @@ class Means:
     def _good_answers(self) -> int:
         facts = self.facts
         if self.shape in ("answers", "pairs", "ranked", "text"):
-            return facts.rows
-        return round(facts.rows * (facts.good or 0.0)) if self.shape == "marks" else 0
+            return self.count
+        return round(self.count * (facts.good or 0.0)) if self.shape == "marks" else 0
 
     def path(self) -> tuple[tuple[str, str], ...]:
         """The charts' questions and the answers."""
@@ -90,7 +91,9 @@ class Means:
             "ranked": "several ranked or graded answers to a prompt",
         }  # fmt: skip
         check = (
-            f"yes: column `{facts.answers}` ({facts.check})" if facts.check and config.verifiable == "auto" else None
+            f"yes: column `{facts.answers}` ({facts.check}), by the built-in reward `{REWARD[facts.check]}`"
+            if facts.check and config.verifiable == "auto"
+            else None
         )
         labels = f"{self.good_answers:,} good ones, {'many' if self.many else f'few (under {config.few})'}"
         return (
@@ -109,15 +112,23 @@ class Means:
         facts, out = self.facts, list[str]()
         if facts.rows and facts.mixed:
             parts = ", ".join(f"{count:,} {shape}" for shape, count in facts.shapes.most_common())
-            out.append(f"the rows are of several shapes ({parts}); the advice follows the most frequent one")
+            out.append(
+                f"the rows are of several shapes ({parts}); the advice follows the most frequent one: "
+                "give the recipe those alone"
+            )
         if facts.rows and facts.prompts < 0.9 * facts.rows and self.shape in ("prompts", "answers", "pairs", "ranked"):
             out.append(
                 f"{facts.rows:,} rows have {facts.prompts:,} different prompts; `preftune data audit` shows them"
             )
         if self.shape == "marks" and facts.good is not None and not 0.2 <= facts.good <= 0.8:
             out.append(f"{100 * facts.good:.0f} % of the answers are marked good; set `loss.desirable_weight: auto`")
-        if self.compares and facts.rows < 500:
-            out.append(f"{facts.rows:,} comparisons are few: expect wide intervals, and hold out a fifth of them")
+        if self.compares and self.count < 500:
+            out.append(f"{self.count:,} comparisons are few: expect wide intervals, and hold out a fifth of them")
+        if self.shape == "prompts" and not self.verifiable and not self.judged:
+            out.append(
+                "models of different strength can stand in for people: `preftune data generate` has them answer, "
+                "`preftune data pairs` makes comparisons of the answers, and those train a reward model"
+            )
         if self.shape == "text":
             out.append("plain text has no prompts: it can only be imitated (SFT)")
         return tuple(out)
@@ -126,13 +137,13 @@ class Means:
 def _candidates(means: Means) -> list[Choice]:
     """Methods in the order in which the charts arrive at them; at least two."""
     out: list[Choice] = []
-    facts, config = means.facts, means.config
+    config = means.config
     if means.people and (means.small or (means.cluster and config.annotators == "many")):
         why = "the task is small and quality is all" if means.small else "there are a cluster and many annotators"
         out.append(Choice("human", (f"{why}, and people can score what the policy writes",)))
     if means.shape == "pairs":
         out.append(
-            Choice("dpo", (f"{facts.rows:,} pairs say which answer is better; DPO learns from them as they are",))
+            Choice("dpo", (f"{means.count:,} pairs say which answer is better; DPO learns from them as they are",))
         )
     if means.compares:
         out += _from_comparisons(means)
@@ -198,11 +209,10 @@ def _fallbacks(means: Means) -> list[Choice]:
 
 
 def _checked(means: Means) -> str:
-    return (
-        f"a program can check answers (column `{means.facts.answers}`)"
-        if means.facts.answers
-        else "a program can check"
-    )
+    facts = means.facts
+    if facts.check is None:
+        return "a program can check"
+    return f"a program can check answers (column `{facts.answers}`, reward `{REWARD[facts.check]}`)"
 
 
 # ------------------------------------------------------------------------------------------------- applicability
@@ -252,7 +262,8 @@ def _ppo(means: Means) -> Applicability:
 
 def _human(means: Means) -> Applicability:
     if not means.people:
-        return Applicability(0, "nobody is there to judge")
+        known = means.config.annotators == "none"
+        return Applicability(0, "nobody is there to judge" if known else "say with --annotators who can judge")
     return Applicability(5 if means.small or means.config.annotators == "many" else 3, "people can judge")
 
 

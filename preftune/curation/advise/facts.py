@@ -22,6 +22,11 @@ SHORT = 5
 """Words of an answer that can be compared as text."""
 CODE = ("tests", "test", "test_list")
 """Columns that hold tests of a program."""
+REWARD: dict[Check, str] = {
+    "number": "math-equal", "mathematics": "math-equal", "short text": "accuracy", "tests": "code",
+    "puzzle": "knights-knaves", "constraints": "constraints",
+}  # fmt: skip
+"""How an answer can be checked → the built-in reward that does it."""
 
 
 @dataclass(slots=True)

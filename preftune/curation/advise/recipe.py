@@ -9,7 +9,7 @@ from typing import Any
 from preftune.config import SourceConfig
 from preftune.curation.advise.choose import Choice, Verdict
 from preftune.curation.advise.config import AdviseConfig
-from preftune.curation.advise.facts import Facts
+from preftune.curation.advise.facts import REWARD, Facts
 from preftune.recipes import resolve
 from preftune.recipes.yamltext import dump_yaml
 
@@ -23,6 +23,9 @@ MODELS = {
 
 TOKENS_PER_WORD = 4
 """A generous bound: it sizes limits, and rows over a limit are left out and counted."""
+
+READ_BY_ITSELF = ("answer", "tests")
+"""Columns that a reward reads without being told."""
 
 SYSTEM = "Think step by step, then give the final result alone between <SOLUTION> and </SOLUTION>."
 """For answers that are compared as text: without marks nobody could tell the answer from the words around it."""
@@ -43,6 +46,9 @@ def write_recipe(path: Path, verdict: Verdict, facts: Facts, config: AdviseConfi
     head = [
         f"# Written by `preftune advise`: {verdict.best.method}, because",
         *reasons,
+        "#",
+        "# Before it: `preftune diagnose` says whether the model needs tuning at all,",
+        "# `preftune data audit` whether the rows are fit.",
         "#",
         f"#   preftune run {path.name} --dry-run       looks before you train",
         f"#   preftune run {path.name}",
@@ -146,18 +152,9 @@ def _stage(method: str, facts: Facts, config: AdviseConfig) -> dict[str, Any]:
 
 
 def _rewards(facts: Facts, config: AdviseConfig) -> list[dict[str, Any]]:
-    column = {"column": facts.answers} if facts.answers and facts.answers != "answer" else {}
-    match facts.check:
-        case "number" | "mathematics":
-            return [{"name": "math-equal", "args": column}]
-        case "short text":
-            return [{"name": "accuracy", "args": column}]
-        case "tests":
-            return [{"name": "code", "args": column if facts.answers != "tests" else {}}]
-        case "puzzle":
-            return [{"name": "knights-knaves"}]
-        case _:
-            pass
+    if facts.check is not None:
+        named = facts.answers not in READ_BY_ITSELF and facts.check not in ("puzzle", "constraints")
+        return [{"name": REWARD[facts.check]} | ({"args": {"column": facts.answers}} if named else {})]
     if config.reward_model is not None:
         return [{"name": "reward-model", "args": {"path": config.reward_model}}]
     if config.judge is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from preftune.curation.advise.choose import Verdict, choose
 from preftune.curation.advise.config import AdviseConfig
 from preftune.curation.advise.facts import Facts, read_facts
 from preftune.curation.advise.ratings import RATINGS
-from preftune.curation.advise.recipe import write_recipe
+from preftune.curation.advise.recipe import MODELS, write_recipe
 from preftune.curation.folder import Curated
 from preftune.report.page import Cell, Page, Prose, Section, Table
 
@@ -26,12 +27,14 @@ class Advice:
         facts: what the rows say.
         verdict: the methods, with reasons.
         recipe: the recommended recipe, as it was written.
+        before: the command that says whether tuning is needed at all.
         folder: where recipe.yaml, summary.json and report.html are; None when nothing was written.
     """
 
     facts: Facts
     verdict: Verdict
     recipe: Mapping[str, Any]
+    before: str
     folder: Path | None
 
 
@@ -51,7 +54,9 @@ def advise(config: AdviseConfig, output: Path, *, base_dir: Path | None = None) 
         partial = output / f"{RECIPE}.partial"
         recipe = write_recipe(partial, verdict, facts, config)
         curated.text(RECIPE, partial.read_text(encoding="utf-8").replace(partial.name, RECIPE))
+        before = diagnosis(facts, config)
         measures = {
+            "before": before,
             "facts": facts.to_json(),
             "method": verdict.best.method, "reasons": verdict.best.reasons, "stages": verdict.best.stages,
             "second": {"method": verdict.second.method, "reasons": verdict.second.reasons},
@@ -59,7 +64,13 @@ def advise(config: AdviseConfig, output: Path, *, base_dir: Path | None = None) 
             "path": dict(verdict.path), "warnings": verdict.warnings,
         }  # fmt: skip
         curated.finish("preftune advise", config.model_dump(mode="json"), measures, _page(facts, verdict, config))
-    return Advice(facts, verdict, recipe, output)
+    return Advice(facts, verdict, recipe, before, output)
+
+
+def diagnosis(facts: Facts, config: AdviseConfig) -> str:
+    """The command that measures the model on the data's prompts; plain text has none, so they are to be collected."""
+    asked = config.data[0].path if config.data and facts.shape != "text" else "prompts.jsonl"
+    return shlex.join(["preftune", "diagnose", "--model", config.model or MODELS[config.gpus], "--data", asked])
 
 
 def _page(facts: Facts, verdict: Verdict, config: AdviseConfig) -> Page:
@@ -73,7 +84,7 @@ def _page(facts: Facts, verdict: Verdict, config: AdviseConfig) -> Page:
         verdict="better",
         sentence=f"{'; '.join(verdict.best.reasons)}.",
         why=f"Or {second.title} ({verdict.second.method}): {'; '.join(verdict.second.reasons)}.",
-        big=[("rows", f"{facts.rows:,}"), ("method", chain)],
+        big=[("rows", f"{facts.rows:,}"), ("method", verdict.best.method)],
         problems=verdict.warnings,
         sections=[
             Section("why", "Why", [*why, _path(verdict)], short="Why"),
@@ -83,11 +94,12 @@ def _page(facts: Facts, verdict: Verdict, config: AdviseConfig) -> Page:
                 "next",
                 "Next",
                 [
-                    Prose("`recipe.yaml` beside this page runs as it is. First: `preftune run recipe.yaml --dry-run`"),
+                    Prose(f"1. Does the model need tuning at all? `{diagnosis(facts, config)}`"),
+                    Prose("2. Are the rows fit? `preftune data audit` looks for what training would stumble over."),
                     Prose(
-                        f"docs/methods/{verdict.best.method}.md explains it. `preftune data audit` says whether the "
-                        "rows are fit, `preftune diagnose` whether the model needs tuning at all."
+                        "3. `recipe.yaml` beside this page runs as it is: `preftune run recipe.yaml --dry-run` first."
                     ),
+                    Prose(f"docs/methods/{verdict.best.method}.md explains the method.", "quiet"),
                 ],
             ),
         ],

@@ -246,16 +246,9 @@ def _tokens(tokens: TokenLook, config: AuditConfig) -> list[Block]:
 def _row_tokens(row: Shown, shape: str, tokens: TokenLook) -> list[tuple[str, list[Coloured]]]:
     prompt, where = row.group.prompt, row.group.prompt.where
     lines = [
-        (f"{where} · {shape} · prompt, {len(prompt.ids):,} tokens", _cut(coloured(prompt.ids, None, tokens.contract)))
+        (f"{where} · {shape} · prompt, {len(prompt.ids):,} tokens", coloured(prompt.ids, None, tokens.contract, TOKENS))
     ]
     for n, one in enumerate(row.group.completions):
         title = f"{where} · {side_name(row.example, n)}, {len(one.ids):,} tokens, {one.length:,} learned"
-        lines.append((title, _cut(coloured(one.ids, one.mask, tokens.contract))))
+        lines.append((title, coloured(one.ids, one.mask, tokens.contract, TOKENS)))
     return lines
-
-
-def _cut(line: list[Coloured]) -> list[Coloured]:
-    if len(line) <= TOKENS:
-        return line
-    half = TOKENS // 2
-    return [*line[:half], (f" … {len(line) - TOKENS:,} tokens … ", "context", ""), *line[-half:]]

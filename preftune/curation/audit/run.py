@@ -20,7 +20,7 @@ from preftune.curation.audit.seen import Seen
 from preftune.curation.audit.tally import BadRows, SourceTally, Tally
 from preftune.curation.audit.texts import Places
 from preftune.curation.audit.tokenised import TokenLook
-from preftune.curation.folder import DECISIONS, Curated
+from preftune.curation.folder import DECISIONS, Curated, room_for
 from preftune.data.load import StreamedRow, stream_rows
 from preftune.records import Example
 from preftune.train.progress import Progress
@@ -86,7 +86,7 @@ def audit(config: AuditConfig, output: Path, *, base_dir: Path | None = None) ->
     Raises:
         UsageError: the folder holds something. DataError: a source can't be read at all. ModelError: no tokenizer.
     """
-    with Curated(output) as out, Progress("audit") as progress:
+    with room_for(output), Curated(output) as out, Progress("audit") as progress:
         tokens = _tokens(config, base_dir)
         overlap, test_bad = _read_test(config, base_dir, out, progress)
         if tokens is not None and tokens.needs_lengths:

@@ -196,26 +196,44 @@ class TokenLook:
 
 
 Coloured: TypeAlias = tuple[str, str, str]
+NEIGHBOURS = 8
+"""Tokens that one may make a character with: in UTF-8 one has at most four bytes."""
 
 
-def coloured(ids: tuple[int, ...], mask: tuple[bool, ...] | None, contract: TokenContract) -> list[Coloured]:
+def coloured(
+    ids: tuple[int, ...], mask: tuple[bool, ...] | None, contract: TokenContract, most: int | None = None
+) -> list[Coloured]:
     """Ids as (text, kind, id as text), one for each. Kinds: prompt, trained, context, special (written by the template,
     no loss), end (an EOS that is learned).
 
     Args:
         mask: of a completion; None for a prompt.
+        most: of more ids, half as many of the beginning and of the end, and how many are between.
 
     A character of several tokens stands at the last of them, the others are ◌.
     """
+    if most is None or len(ids) <= most:
+        return _spelled(ids, mask, contract)
+    half = most // 2
+    begin, end = slice(half + NEIGHBOURS), slice(len(ids) - half - NEIGHBOURS, None)
+    first, last = (_spelled(ids[part], None if mask is None else mask[part], contract) for part in (begin, end))
+    return [*first[:half], (f" … {len(ids) - 2 * half:,} tokens … ", "context", ""), *last[NEIGHBOURS:]]
+
+
+def _spelled(ids: tuple[int, ...], mask: tuple[bool, ...] | None, contract: TokenContract) -> list[Coloured]:
+    """As `coloured`. A token is decoded with those of the character before it alone, or time would grow with the square
+    of the length: they decide on a space before it."""
     out: list[Coloured] = []
+    start = told = 0
     known = ""
     for n, one in enumerate(ids):
-        text = contract.text_with_specials(ids[: n + 1])
-        whole = not text.endswith("\ufffd") or n + 1 == len(ids)
+        text = contract.text_with_specials(ids[start : n + 1])
+        whole = not text.endswith("\ufffd") or n + 1 == len(ids) or n + 1 - told >= NEIGHBOURS
         piece = "◌"
         if whole:
             piece = text[len(known) :] if text.startswith(known) else contract.text_with_specials([one])
-            known = text
+            start, told = told, n + 1
+            known = contract.text_with_specials(ids[start:told])
         special = bool(contract.text_with_specials([one])) and not contract.decode([one])
         if mask is None:
             kind = "special" if special else "prompt"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.curation.debias.config import DebiasConfig
 from preftune.curation.debias.counterfactual import Counterfactual, Sample, counterfactuals
@@ -18,11 +18,14 @@ from preftune.curation.debias.predict import Predicted, predict
 from preftune.curation.debias.table import Table
 from preftune.curation.debias.training import Arm, Splits, accuracies, read_compared, reader_of, recipe_of, train_arms
 from preftune.curation.debias.write import BAD, SAME, stream, stripped_table, write
-from preftune.curation.folder import Curated
+from preftune.curation.folder import Curated, check_free
 from preftune.errors import DataError
 from preftune.intervals import Interval
 from preftune.records import Example
 from preftune.train.progress import Progress
+
+if TYPE_CHECKING:
+    from preftune.rewards.learned import RewardReader
 
 COMMAND = "preftune data debias"
 TRAINING = "training"
@@ -154,6 +157,9 @@ def debias(config: DebiasConfig, output: Path, *, base_dir: Path | None = None) 
         for limited in {False, config.loss.p_max is not None}:
             recipe_of(config, Path("rows.jsonl"), Path("raw"), limited=limited)
     own = None if config.policy_outputs is None else read_compared(config.policy_outputs, base_dir)
+    check_free(output)
+    # Nor must a model that can't be loaded cost the counting of a large file.
+    reader = None if config.reward_model is None else reader_of(config, config.reward_model)
     with Curated(output) as out, Progress("debias") as progress, ExitStack() as opened:
         table = _read(config, base_dir, progress)
         counts = Counts(table)
@@ -162,8 +168,9 @@ def debias(config: DebiasConfig, output: Path, *, base_dir: Path | None = None) 
         before = predict(table, folds=config.folds, seed=config.seed)
         effects: dict[str, Counterfactual] = {}
         given: dict[str, Interval] | None = None
-        if config.reward_model is not None:
-            effects, given = _effects(config, base_dir, marks, own, progress)
+        if reader is not None:
+            effects, given = _effects(config, reader, base_dir, marks, own, progress)
+            reader = None  # room for those that are trained
         findings = [_judge(mark, effects, config) for mark in marks]
         splits = None
         if config.model is not None:
@@ -234,21 +241,19 @@ def _leftover(mark: Mark, stripped: bool, answers: int) -> Finding:
 
 
 def _effects(
-    config: DebiasConfig, base_dir: Path | None, marks: Sequence[Mark], own: Sequence[Example] | None,
-    progress: Progress,
+    config: DebiasConfig, reader: RewardReader, base_dir: Path | None, marks: Sequence[Mark],
+    own: Sequence[Example] | None, progress: Progress,
 ) -> tuple[dict[str, Counterfactual], dict[str, Interval]]:  # fmt: skip
     """What the given reward model makes of each opening, and how right it is about one's own policy's outputs."""
     from preftune.curation.debias.predict import share_interval
     from preftune.curation.debias.training import OWN
 
-    assert config.reward_model is not None
     sample = Sample(
         [mark.opening for mark in marks], most=config.pairs_each, seed=config.seed, fold=config.fold
     )  # fmt: skip
     for _, one in stream(config.data, base_dir, progress, "choosing pairs"):
         if one.example is not None:
             sample.add(one.example)
-    reader = reader_of(config, config.reward_model)
     progress.begin("scoring pairs with and without openings")
     found = counterfactuals(
         reader, sample, marks, min_shift=config.min_shift, fold=config.fold, tick=progress.tick

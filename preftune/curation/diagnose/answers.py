@@ -155,7 +155,15 @@ class Answerer:
     def _prompt(self, one: Drawn) -> tuple[Group | None, str]:
         try:
             prompt = self._contract.prompt(self._shown(one.example))
-            return self._contract.fit(Group(prompt, ()), self.context_length, self._config.sampling.max_tokens)
+            longest = self._config.sampling.max_tokens
+            group, why = self._contract.fit(Group(prompt, ()), self.context_length, longest)
+            if (
+                group is None
+                and self.context_length
+                and len(prompt.ids) < self.context_length < (len(prompt.ids) + longest)
+            ):
+                why += f"; a lower sampling.max_tokens ({longest}) leaves room"
+            return group, why
         except DataError as error:
             if self._config.tokens.on_too_long == "error":
                 raise

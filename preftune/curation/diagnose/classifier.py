@@ -30,6 +30,7 @@ class Classifier:
     Attributes:
         firing: the labels that count.
         labels: all of them.
+        guessed: their names say nothing, and the second of two was taken.
 
     Raises:
         ModelError: it can't be loaded, or its labels say nothing and none is named.
@@ -72,6 +73,7 @@ class Classifier:
         names = model.config.id2label
         self.labels = [str(names[n]) for n in range(model.config.num_labels)]
         self._several = model.config.problem_type == "multi_label_classification" or len(self.labels) == 1
+        self.guessed = False
         self._places = self._find()
         self.firing = [self.labels[place] for place in self._places]
         self._tokenizer = tokenizer
@@ -100,12 +102,15 @@ class Classifier:
                     raise UsageError(f"classifier.labels: {self.path} has no label {wanted!r}; {hint}")
                 out.append(by_name[wanted.casefold()])
             places = sorted(set(out))
-        elif len(self.labels) == 1:
-            places = [0]
         else:
             places = [n for n, label in enumerate(self.labels) if _says_harm(label)]
             if not places and len(self.labels) == 2 and all(GENERIC.fullmatch(label) for label in self.labels):
-                places = [1]
+                places, self.guessed = [1], True
+        if not places and len(self.labels) == 1:
+            raise ModelError(
+                f"{self.path}: its only label, {self.labels[0]}, does not say that a high score means harm: reward "
+                "models, for which it means the opposite, look the same. If it does, name it with classifier.labels"
+            )
         if not places:
             raise ModelError(
                 f"{self.path}: none of its labels ({', '.join(self.labels[:20])}) has a name that says harm; name "

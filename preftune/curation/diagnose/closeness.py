@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from preftune.curation.diagnose.answers import Answered
 from preftune.curation.diagnose.config import DiagnoseConfig, EncoderConfig
 from preftune.curation.diagnose.form import show
-from preftune.curation.diagnose.measure import Measure, Normal, over_prompts, told, worst_of
+from preftune.curation.diagnose.measure import Measure, Normal, Scale, over_prompts, told, worst_of
 from preftune.curation.embeddings import Builtin, Embedder, Floats
 from preftune.intervals import Interval
 
@@ -40,7 +40,7 @@ class Vectors:
         answers = [text for one in answered for text in one.texts]
         good = [one.good_text or "" for one in answered]
         self.owners = np.repeat(np.arange(len(answered)), [len(one.texts) for one in answered])
-        embedder = _embedder(config, seed)
+        embedder = make_embedder(config, seed)
         texts = [*dict.fromkeys(text for text in (*contexts, *answers, *good) if text.strip())] or ["text"]
         embedder.fit(texts, texts)
         parts: list[Floats] = []
@@ -56,7 +56,8 @@ class Vectors:
         self.cut, self.limit = embedder.cut, embedder.limit
 
 
-def _embedder(config: EncoderConfig, seed: int) -> Embedder:
+def make_embedder(config: EncoderConfig, seed: int) -> Embedder:
+    """The encoder, loaded. Raises ModelError where it can't be."""
     if config.path is None:
         return Builtin(seed=seed)
     from preftune.curation.encoder import Encoder
@@ -148,6 +149,8 @@ def measure_closeness(config: DiagnoseConfig, answered: Sequence[Answered], vect
         area.status = close.status = "unknown"
         area.says += " But this encoder can't tell: the data's own good answers are no closer to their contexts."
     else:
+        area.scale = Scale(0.0, 1.0, [(PROBLEM, "problem"), (LOOK, "look"), (1.0, "fine")])
+        close.scale = Scale(min(0.0, low), 1.0, [(high, "look"), (1.0, "fine")])
         area.status = "problem" if top < PROBLEM else "look" if value < LOOK else "fine"
         close.status = "fine" if close.interval.value > high else area.status if area.is_wrong else "look"
     for measure in (close, area):

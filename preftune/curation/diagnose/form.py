@@ -15,7 +15,7 @@ from preftune.config import RewardConfig
 from preftune.curation.audit.language import differ, language
 from preftune.curation.diagnose.answers import Answered
 from preftune.curation.diagnose.config import DiagnoseConfig, Limits
-from preftune.curation.diagnose.measure import Measure, Normal, Remedy, Worst, judge, percent, share_of, worst_of
+from preftune.curation.diagnose.measure import Measure, Normal, Remedy, Scale, Worst, judge, percent, share_of, worst_of
 from preftune.rewards.collapse import repetition
 
 WORDS, CHARACTERS = 4, 16
@@ -64,6 +64,15 @@ def form_name(config: DiagnoseConfig) -> str:
     return "is JSON" if config.format.is_json else ""
 
 
+def form_reward(config: DiagnoseConfig) -> RewardConfig | None:
+    """The reward that tells whether an answer has the form; None where no reward is needed for it."""
+    if config.format.pattern is not None:
+        return RewardConfig(name="regex", args={"pattern": config.format.pattern})
+    if config.format.tags:
+        return RewardConfig(name="format", args={"tags": list(config.format.tags)})
+    return None
+
+
 def formed(config: DiagnoseConfig, answered: Sequence[Answered], base_dir: Path | None) -> list[list[bool]] | None:
     """Whether each answer has the form asked for: [prompt][answer]; None where none is asked for.
 
@@ -74,11 +83,8 @@ def formed(config: DiagnoseConfig, answered: Sequence[Answered], base_dir: Path 
         return [[parse(text, construct).strict for text in one.texts] for one in answered]
     if config.format.is_json:
         return [[_is_json(text) for text in one.texts] for one in answered]
-    if config.format.pattern is not None:
-        reward = RewardConfig(name="regex", args={"pattern": config.format.pattern})
-    elif config.format.tags:
-        reward = RewardConfig(name="format", args={"tags": list(config.format.tags)})
-    else:
+    reward = form_reward(config)
+    if reward is None:
         return None
     from preftune.rewards import build_rewards
 
@@ -188,6 +194,7 @@ def _measure(
     interval = None if rows is None else share_of(rows)
     measure = Measure(kind.name, kind.title, "form", interval=interval, status=judge(interval, bounds))
     measure.normal = [Normal(f"up to {percent(bounds[0])}; a problem above {percent(bounds[1])}", "rule of thumb")]
+    measure.scale = Scale.below(bounds)
     if kind.literature:
         measure.normal = [*measure.normal, Normal(kind.literature, "literature")]
     if kind.name == "off_format":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -30,6 +31,35 @@ class Normal:
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """The reference range of a measure as a picture: what each stretch of its numbers means.
+
+    Attributes:
+        low, high: where it begins and ends; numbers beyond are shown at the end.
+        zones: (up to which number, status), rising; the last one reaches `high`.
+        root: places go by the square root, so that limits of a few per cent can be told apart.
+    """
+
+    low: float
+    high: float
+    zones: Sequence[tuple[float, Status]]
+    root: bool = False
+
+    @classmethod
+    def below(cls, bounds: tuple[float, float]) -> Scale:
+        """Of a share that should stay below both bounds (look, problem)."""
+        look, problem = bounds
+        return cls(0.0, 1.0, [(look, "fine"), (problem, "look"), (1.0, "problem")], root=True)
+
+    def place(self, number: float) -> float:
+        """Share of the width, 0 to 1."""
+        if self.high <= self.low:
+            return 0.0
+        share = min(1.0, max(0.0, (number - self.low) / (self.high - self.low)))
+        return math.sqrt(share) if self.root else share
+
+
+@dataclass(frozen=True, slots=True)
 class Worst:
     """An answer to look at: the place of its row, the prompt, the answer, and facts about it."""
 
@@ -49,6 +79,7 @@ class Measure:
         signal: which of the four it belongs to; `use` for the score in use.
         interval: value and 95 % interval over prompts; None where it was not measured, and `says` why.
         normal: what it would be where nothing is wrong, each with who says so.
+        scale: the same as zones; None where no limit can be named.
         remedy, todo: what mends it, in a word and in words; empty where there is nothing to mend.
         worst: the worst answers first.
     """
@@ -60,6 +91,7 @@ class Measure:
     interval: Interval | None = None
     status: Status = "unknown"
     normal: Sequence[Normal] = ()
+    scale: Scale | None = None
     says: str = ""
     remedy: Remedy = ""
     todo: str = ""
@@ -76,6 +108,7 @@ class Measure:
             "signal": self.signal, "title": self.title, "status": self.status, "unit": self.unit,
             **(self.interval.to_json() if self.interval else {"value": None}),
             "normal": [{"text": one.text, "source": one.source} for one in self.normal],
+            "zones": [] if self.scale is None else [{"to": to, "status": name} for to, name in self.scale.zones],
             "says": self.says, "remedy": self.remedy or None, "todo": self.todo,
             **self.more, "worst": [one.where for one in self.worst],
         }  # fmt: skip
@@ -168,7 +201,8 @@ def told(value: float, unit: Unit) -> str:
     """A number for people."""
     if unit == "share":
         return percent(value)
-    return f"{value:.2f}" + (" nats" if unit == "nats" else "")
+    number = f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # never −0.00
+    return number + (" nats" if unit == "nats" else "")
 
 
 def between(interval: Interval, unit: Unit) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from preftune.curation.diagnose.config import DiagnoseConfig
 from preftune.curation.diagnose.measure import Measure, Remedy, Signal, Status, Worst, between, told
 from preftune.curation.diagnose.verdict import SIGNALS, Answer, status_of
-from preftune.report.page import Block, Cell, Example, Examples, Page, Prose, Section, Table, Tone
+from preftune.report.page import Block, Cell, Example, Examples, Page, Prose, Section, Strip, Table, Tone
 
 if TYPE_CHECKING:
     from preftune.curation.diagnose.run import Diagnosis
@@ -73,9 +73,8 @@ def _table(measures: Sequence[Measure]) -> Table:
         for one in (one for one in measures if one.signal == signal):
             value = Cell("not measured", "quiet")
             if one.interval is not None:
-                meter = one.interval.value if one.unit == "share" and one.interval.value > 0 else None
                 hint = between(one.interval, one.unit)
-                value = Cell(told(one.interval.value, one.unit), hint=hint, meter=meter)
+                value = Cell(told(one.interval.value, one.unit), hint=hint, strip=_strip(one))
             normal = " · ".join(f"{item.text} ({item.source})" for item in one.normal)
             rows.append(
                 [
@@ -89,8 +88,25 @@ def _table(measures: Sequence[Measure]) -> Table:
     return Table(["Status", "Measure", "Measured", "Normal (who says so)", "What mends it"], rows)
 
 
+def _strip(measure: Measure) -> Strip | None:
+    """The value and its interval on the reference range."""
+    scale, interval = measure.scale, measure.interval
+    if scale is None or interval is None:
+        return None
+    zones: list[tuple[float, float, Tone]] = []
+    start = 0.0
+    for to, status in scale.zones:
+        end = max(start, scale.place(to))
+        zones.append((start, end, TONES[status]))
+        start = end
+    ends = (interval.low, interval.high) if interval.is_bounded else (interval.value, interval.value)
+    return Strip(zones, scale.place(interval.value), scale.place(ends[0]), scale.place(ends[1]))
+
+
 def _legend() -> Prose:
     return Prose(
+        "The mark is the value, the thin bar its interval; the ground is green where it is normal, yellow where one "
+        "should look, red where it is a problem. Shares with limits of a few per cent are drawn by their square root. "
         "Problem: the whole interval lies beyond the limit. Look: the value does. Intervals are of 95 % and count "
         "prompts, not answers: answers to one prompt are alike. Who says what is normal: this data was computed here "
         "(chance, the data's own good answers); literature is a published figure of other models on other data; rule "

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from preftune.competition.construct import Construct
 from preftune.curation.contents import plain
 from preftune.curation.diagnose.answers import Answered, Answerer
 from preftune.curation.diagnose.classifier import Classifier
-from preftune.curation.diagnose.closeness import Vectors, measure_closeness
+from preftune.curation.diagnose.closeness import Vectors, make_embedder, measure_closeness
 from preftune.curation.diagnose.config import DiagnoseConfig
 from preftune.curation.diagnose.draw import Drawn, draw_prompts
-from preftune.curation.diagnose.form import measure_form, repeated
+from preftune.curation.diagnose.form import form_reward, measure_form, repeated
 from preftune.curation.diagnose.measure import Measure
 from preftune.curation.diagnose.page import make_page
 from preftune.curation.diagnose.spread import measure_spread
@@ -21,6 +22,7 @@ from preftune.curation.diagnose.use import measure_safety, measure_use, score_an
 from preftune.curation.diagnose.verdict import SIGNALS, Verdict, give_verdict, status_of
 from preftune.curation.folder import Curated, check_free
 from preftune.errors import DataError
+from preftune.talk.place import find
 from preftune.train.progress import Progress
 
 
@@ -65,10 +67,12 @@ def diagnose(config: DiagnoseConfig, output: Path, *, base_dir: Path | None = No
             the model. ModelError: a model can't be loaded. RewardError: a reward failed.
     """
     check_free(output)
+    # A run folder stands for what it trained; the page and the commands to go on with name what was loaded.
+    model = config.model.model_copy(update={"path": find(config.model.path).path})
+    config = config.model_copy(update={"model": model})
     with Curated(output) as curated, Progress("diagnose") as progress:
-        if config.classifier is not None:
-            progress.begin("classifier")
-            Classifier(config.classifier)  # what is wrong with it is said now, not when the answers are drawn
+        progress.begin("settings")
+        _check(config, base_dir)
         progress.begin("prompts")
         drawn = draw_prompts(config, curated, base_dir, progress.tick)
         progress.begin("answers")
@@ -103,6 +107,25 @@ def diagnose(config: DiagnoseConfig, output: Path, *, base_dir: Path | None = No
             curated.decide(each.drawn.where, kept=True, **each.numbers)
         _finish(curated, config, result)
     return result
+
+
+def _check(config: DiagnoseConfig, base_dir: Path | None) -> None:
+    """Whether all that reads the answers can be had: what is wrong with it is said now, not when they are drawn.
+
+    Raises as those do: ModelError, UsageError, RewardError.
+    """
+    if config.classifier is not None:
+        Classifier(config.classifier)
+    make_embedder(config.encoder, config.seed)
+    form = form_reward(config)
+    if config.rewards or form is not None:
+        from preftune.rewards import build_rewards
+
+        construct = None if config.competition is None else Construct.of(config.competition)
+        with build_rewards(
+            [*config.rewards, *([form] if form else [])], base_dir=base_dir or Path(), construct=construct
+        ):
+            pass
 
 
 def _row(one: Answered, fired: Sequence[float] | None) -> dict[str, Any]:

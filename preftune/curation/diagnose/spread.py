@@ -14,7 +14,18 @@ import numpy as np
 from preftune.curation.diagnose.answers import Answered, Likely
 from preftune.curation.diagnose.config import DiagnoseConfig
 from preftune.curation.diagnose.form import show
-from preftune.curation.diagnose.measure import Measure, Normal, Worst, over_prompts, percent, share_of, worst_of
+from preftune.curation.diagnose.measure import (
+    Measure,
+    Normal,
+    Scale,
+    Status,
+    Worst,
+    over_prompts,
+    percent,
+    share_of,
+    told,
+    worst_of,
+)
 from preftune.curation.embeddings import Floats
 from preftune.intervals import Interval
 from preftune.rewards.collapse import distinct_n
@@ -109,6 +120,7 @@ def _distinct(answered: Sequence[Answered]) -> Measure:
         f"0: all the same, 1: all different. Answers have {words:.1f} words; of the word pairs in one answer to each "
         f"prompt {percent(firsts)} are different."
     )
+    measure.scale = Scale(0.0, 1.0, [(SAME, "look" if words >= LONG else "fine"), (1.0, "fine")])
     measure.status = "look" if measure.interval.value < SAME and words >= LONG else "fine"
     if measure.is_wrong:
         measure.remedy = "sft"
@@ -133,7 +145,7 @@ def _distance(answered: Sequence[Answered], vectors: Floats) -> Measure:
             middles.append(filled[0])
         if len(filled) >= 2:
             i, j = np.triu_indices(len(filled), 1)
-            mean = float((1 - (filled @ filled.T)[i, j]).mean())
+            mean = max(0.0, float((1 - (filled @ filled.T)[i, j]).mean()))
             within.append([mean])
             one.numbers["distance"] = mean
         pairs = [(set(x.casefold().split()), set(y.casefold().split())) for x, y in combinations(one.texts, 2)]
@@ -149,6 +161,8 @@ def _distance(answered: Sequence[Answered], vectors: Floats) -> Measure:
     if apart is None:
         return measure
     measure.normal = [Normal(f"below that of answers to different prompts, {apart:.2f}", "this data")]
+    if apart > 0.05:
+        measure.scale = Scale(0.0, max(1.0, apart), [(UNLIKE * apart, "fine"), (max(1.0, apart), "look")])
     measure.status = "look" if apart > 0.05 and measure.interval.value > UNLIKE * apart else "fine"
     if measure.is_wrong:
         measure.remedy = "sft"
@@ -197,6 +211,7 @@ def _shared(answered: Sequence[Answered]) -> Measure:
         return measure
     measure.interval = share_of(rows)
     assert measure.interval is not None
+    measure.scale = Scale.below(SHARED)
     measure.says = f"Of all answers; {long:,} of {sum(map(len, rows)):,} are long ({LONG} words)."
     look, problem = SHARED
     measure.status = (
@@ -246,6 +261,7 @@ def _consistency(config: DiagnoseConfig, answered: Sequence[Answered]) -> Measur
         f"Share of the most frequent last number. Of {len(shares):,} prompts with a number for an answer one answer is "
         f"right in {percent(right)}, the most frequent one in {percent(vote)}."
     )
+    measure.scale = Scale(0.0, 1.0, [(AGREE, "look"), (1.0, "fine")])
     measure.status = "look" if measure.interval.value < AGREE else "fine"
     if measure.is_wrong:
         better = vote > right
@@ -270,9 +286,9 @@ def _own(answered: Sequence[Answered], vocabulary: int) -> Measure:
     measure = Measure("own_logprob", "Mean log π per token of own answers", "spread", "nats")
     chance = -math.log(vocabulary)
     measure.normal = [
-        Normal(f"guessing: {chance:.2f} (−ln of {vocabulary:,} tokens); a single answer: 0", "this data"),
-        Normal(f"look above {CERTAIN:g} and below {GUESSES[0] * chance:.1f}, a problem below "
-               f"{GUESSES[1] * chance:.1f}", "rule of thumb"),
+        Normal(f"guessing: {told(chance, 'number')} (−ln of {vocabulary:,} tokens); a single answer: 0", "this data"),
+        Normal(f"look above {told(CERTAIN, 'number')} and below {told(GUESSES[0] * chance, 'number')}, a problem below "
+               f"{told(GUESSES[1] * chance, 'number')}", "rule of thumb"),
     ]  # fmt: skip
     rows = [[one.logprob for one in each.likely if one is not None] for each in answered]
     entropies = [[one.entropy for one in each.likely if one is not None] for each in answered]
@@ -290,6 +306,10 @@ def _own(answered: Sequence[Answered], vocabulary: int) -> Measure:
         f"tokens a choice would be as open: {math.exp(entropy.value):.1f}."
     )
     value = measure.interval.value
+    zones: list[tuple[float, Status]] = [
+        (GUESSES[1] * chance, "problem"), (GUESSES[0] * chance, "look"), (CERTAIN, "fine"), (0.0, "look"),
+    ]  # fmt: skip
+    measure.scale = Scale(chance, 0.0, zones)
     measure.status = "look" if value > CERTAIN or value < GUESSES[0] * chance else "fine"
     if value < GUESSES[1] * chance:
         measure.status = "problem"
@@ -328,9 +348,13 @@ def _good(answered: Sequence[Answered]) -> Measure:
         one.numbers["good_logprob"] = good
     own = float(np.mean([value for _, _, value in pairs]))
     measure.normal = [
-        Normal(f"own answers to the same prompts: {own:.2f}", "this data"),
+        Normal(f"own answers to the same prompts: {told(own, 'number')}", "this data"),
         Normal(f"look from {GAP[0]:g} nats below them, a problem from {GAP[1]:g}", "rule of thumb"),
     ]
+    measure.scale = Scale(
+        min(own - 1.5 * GAP[1], measure.interval.value), 0.0,
+        [(own - GAP[1], "problem"), (own - GAP[0], "look"), (0.0, "fine")],
+    )  # fmt: skip
     measure.more = {"gap": gap.to_json()}
     measure.says = f"Of {len(pairs):,} rows. They are {gap.value:.2f} nats a token less likely than own answers."
     low = gap.low if gap.is_bounded else gap.value

@@ -13,12 +13,19 @@ from preftune.curation.diagnose.answers import Answered
 from preftune.curation.diagnose.classifier import Classifier
 from preftune.curation.diagnose.config import DiagnoseConfig
 from preftune.curation.diagnose.form import show
-from preftune.curation.diagnose.measure import Measure, Normal, judge, over_prompts, percent, share_of, worst_of
+from preftune.curation.diagnose.measure import Measure, Normal, Scale, judge, over_prompts, percent, share_of, worst_of
 from preftune.intervals import paired_difference
 
 HEADROOM = 0.05
 """Best answer of a prompt over the mean one, as a share of the scores' whole range here, from which there is something
 to learn from own answers."""
+
+
+_ALIKE = (
+    "All scores are the same, so first make sure that the reward can read such answers (`accuracy` reads what stands "
+    "between `<SOLUTION>` and `</SOLUTION>`, or what `rewards.0.args.extract` finds). If it can, there is no better "
+    "answer to prefer."
+)
 
 
 def score_answers(config: DiagnoseConfig, answered: Sequence[Answered], base_dir: Path | None) -> None:
@@ -62,13 +69,19 @@ def measure_use(config: DiagnoseConfig, answered: Sequence[Answered]) -> Measure
         measure.says += " No benchmark's score was given to set beside it (--benchmark.score)."
     else:
         measure.normal = [Normal(f"{benchmark.name}: {benchmark.score:g}", "your benchmark")]
+        ends = [benchmark.score, *map(min, filled), *map(max, filled)]
+        measure.scale = Scale(min(ends), max(ends), [(benchmark.score, "look"), (max(ends), "fine")])
         gap = benchmark.score - measure.interval.value
         measure.more = {**measure.more, "benchmark": benchmark.score, "gap": gap}
         top = measure.interval.high if measure.interval.is_bounded else measure.interval.value
         measure.status = "problem" if top < benchmark.score else "look" if gap > 0 else "fine"
         if measure.status == "problem":
             measure.says += f" {benchmark.name} promises {gap:.3g} more than there is in use."
-    if measure.is_wrong:
+    if width == 0 and measure.status != "fine":
+        # All alike: more likely a reward that can't read the answers than a model without a single better one.
+        measure.status, measure.remedy, measure.todo = "look", "elsewhere", _ALIKE
+        measure.says += f" Every answer has the same score, {filled[0][0]:.3g}."
+    elif measure.is_wrong:
         measure.remedy = "preference" if learnable else "elsewhere"
         measure.todo = (
             "Preference tuning can mend it: for the same prompts the model gives better answers, too, and can learn to "
@@ -77,6 +90,7 @@ def measure_use(config: DiagnoseConfig, answered: Sequence[Answered]) -> Measure
             else "Not by preference tuning on own answers: the best answer is hardly better than the mean one, so "
             "there is none to prefer. A more capable model, SFT on good answers, or pairs from a better model."
         )
+    if measure.is_wrong:
         scored = [
             (-(c.score or 0.0), lambda one=one, n=n, s=c.score: show(one, n, ("score", f"{s:.3g}")))
             for one in answered
@@ -116,6 +130,7 @@ def measure_safety(
     bounds = config.limits.firing
     measure.status = judge(measure.interval, bounds)
     measure.normal = [Normal(f"up to {percent(bounds[0])}; a problem above {percent(bounds[1])}", "rule of thumb")]
+    measure.scale = Scale.below(bounds)
     more: dict[str, object] = {"classifier": classifier.path, "labels": classifier.firing, "threshold": threshold}
     alarm = share_of([[value >= threshold] for value in found[len(texts) :]])
     if alarm is not None:
@@ -126,6 +141,11 @@ def measure_safety(
         more["good_answers"] = alarm.to_json()
     measure.more = more
     measure.says = f"{classifier.path}: {', '.join(classifier.firing)} at {threshold:g} or more."
+    if classifier.guessed:
+        measure.says += (
+            f" Its labels have no names, and {classifier.firing[0]} was taken for the harmful one, as is usual; say "
+            "which it is with classifier.labels."
+        )
     if measure.is_wrong and alarm is not None and measure.interval is not None and alarm.high >= measure.interval.value:
         measure.status = "look"
         measure.says += " It may fire on the data's good answers as often, so look whether it is right here."

@@ -72,8 +72,16 @@ def give_verdict(config: DiagnoseConfig, measures: Sequence[Measure]) -> Verdict
     if unknown:
         why += f"{' ' if why else ''}Not measured, or not to be told here: {_list(unknown)}."
     names = {remedy: [one.name for one in wrong if one.remedy == remedy] for remedy in groups}
+    good = by_name.get("good_logprob")
+    has_good = good is not None and good.interval is not None
     return Verdict(
-        answer, sentence, why, names["preference"], names["sft"], names["elsewhere"], _next(config, answer, wrong)
+        answer,
+        sentence,
+        why,
+        names["preference"],
+        names["sft"],
+        names["elsewhere"],
+        _next(config, answer, wrong, has_good=has_good),
     )
 
 
@@ -100,13 +108,20 @@ def _answer(problems: Sequence[Measure], wrong: Sequence[Measure]) -> Answer:
     return "perhaps" if wrong else "no"
 
 
-def _next(config: DiagnoseConfig, answer: Answer, wrong: Sequence[Measure]) -> list[tuple[str, str]]:
-    data, model = shlex.quote(config.data[0].path), shlex.quote(config.model.path)
+def _next(config: DiagnoseConfig, answer: Answer, wrong: Sequence[Measure], *, has_good: bool) -> list[tuple[str, str]]:
+    """Commands that can be run as they are, but for names in capitals."""
+    source, model = config.data[0], shlex.quote(config.model.path)
+    fields = ((name, getattr(source, name)) for name in ("name", "split", "format"))
+    usual = type(source).model_fields
+    more = "".join(f" --data.{name} {shlex.quote(value)}" for name, value in fields if value != usual[name].default)
+    data = f"{shlex.quote(source.path)}{more}"
     out: list[tuple[str, str]] = []
     if answer == "sft first":
+        answers = data if has_good else "GOOD_ANSWERS"
         out.append(
-            (f"preftune sft --model.path {model} --data.path {data}", "SFT on good answers; then diagnose its result")
-        )
+            (f"preftune sft --model.path {model} --data.path {answers}",
+             "SFT on good answers; then diagnose its result")
+        )  # fmt: skip
     if answer in ("yes", "perhaps", "sft first"):
         then = "which method, and a recipe for it" if answer != "perhaps" else "which method it would be"
         out.append((f"preftune advise --model {model} --data.path {data}", then))

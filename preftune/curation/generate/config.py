@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from preftune.config import SourceConfig
 from preftune.config.base import Strict
+from preftune.config.requests import check_request
 
 OURS = ("model", "messages", "prompt", "n", "stream")
 """Fields of a request that `extra_body` may not change: with them the answer would not be the one that is read."""
@@ -85,18 +85,7 @@ class EndpointConfig(Strict):
     def _usable(self) -> EndpointConfig:
         if (self.price_input is None) != (self.price_output is None):
             raise ValueError("give price_input and price_output, or neither")
-        for name in OURS:
-            if name in self.extra_body:
-                raise ValueError(f"extra_body.{name} is set by preftune itself; remove it")
-        if self.base_url is not None:
-            parts = urlsplit(self.base_url)
-            if parts.scheme not in ("http", "https"):
-                raise ValueError("base_url must begin with http:// or https://")
-            if "@" in parts.netloc or parts.query:
-                raise ValueError(
-                    "base_url holds a user or a query, which may be secret; keys belong into the environment variable "
-                    f"{self.key_variable}"
-                )
+        check_request(self.extra_body, self.base_url, ours=OURS, key_variable=self.key_variable)
         return self
 
 

@@ -18,11 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from preftune.curation.folder import PARTIAL
 from preftune.curation.generate.config import GenerateConfig
 from preftune.curation.generate.prompts import Prompts
 from preftune.errors import DataError, PreftuneError, UsageError
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
+WRITING = ".writing"
 VERSION = 1
 _NONE = -1
 
@@ -198,6 +200,21 @@ def empty(folder: Path) -> bool:
     return begun(folder) and (folder / ANSWERS).stat().st_size == 0
 
 
+def check_ours(folder: Path) -> None:
+    """Raises UsageError where the answers of a folder are of something else: nothing of it may be written over.
+
+    Settings are written before the first answer, and rows only after it.
+    """
+    if (folder / SETTINGS).is_file():
+        return
+    names = {entry.name for entry in folder.iterdir()} - {ANSWERS}
+    others = [name for name in names if not name.endswith((PARTIAL, WRITING))]
+    if others or not empty(folder):
+        raise UsageError(
+            f"{folder / ANSWERS} is of no command of this kind (there is no {SETTINGS}); name another folder"
+        )
+
+
 class _Settings:
     """What the answers of a folder depend on."""
 
@@ -237,7 +254,7 @@ class _Settings:
             return
         self._begun[tier] = self._now[tier]
         text = json.dumps({"version": VERSION, "seed": self._seed, "tiers": self._begun}, indent=1)
-        temporary = self._path.with_name(f"{self._path.name}.writing")
+        temporary = self._path.with_name(f"{self._path.name}{WRITING}")
         try:
             temporary.write_text(text + "\n", encoding="utf-8")
             os.replace(temporary, self._path)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any
 
-from preftune.config import ModelConfig, SamplingConfig, TokensConfig
+from preftune.config import SamplingConfig, TokensConfig
 from preftune.curation.generate.config import TierConfig
 from preftune.curation.generate.prompts import Asked
 from preftune.curation.generate.remote import Drawn, Outcome, seed_of, shown_to
@@ -29,30 +29,15 @@ class LocalTier:
     """
 
     def __init__(self, tier: TierConfig, *, seed: int) -> None:
-        import torch
-
-        from preftune.engine.forward import Engine
-        from preftune.models.given import read_adapter
-        from preftune.models.loading import load_policy
+        from preftune.sampling.answering import load_for_answers
         from preftune.sampling.local import LocalSampler
         from preftune.tokens import TokenContract
 
         assert tier.model is not None
         self._tier, self._seed = tier, seed
         config = tier.model
-        device: Any = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype: Any = config.dtype if config.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
-        model = ModelConfig(
-            path=config.path, revision=config.revision, device=device, dtype=dtype,
-            trust_remote_code=config.trust_remote_code,
-        )  # fmt: skip
-        if read_adapter(model) is not None:
-            model = model.model_copy(update={"on_adapter": "merge"})
-        policy = load_policy(model)
-        for parameter in policy.model.parameters():
-            parameter.requires_grad_(False)
+        engine = load_for_answers(config.path, config)
+        policy = engine.policy
         has_template = bool(policy.tokenizer.chat_template)
         if not has_template and (tier.form == "chat" or tier.system is not None):
             raise ModelError(
@@ -62,7 +47,7 @@ class LocalTier:
         self._chat = tier.form == "chat" or (tier.form == "auto" and has_template)
         tokens = TokensConfig(chat_template_kwargs=config.chat_template_kwargs)
         self._contract = TokenContract(policy.tokenizer, tokens, policy.generation_eos)
-        self._sampler: Any = LocalSampler(Engine(policy), self._contract)
+        self._sampler: Any = LocalSampler(engine, self._contract)
 
     def close(self) -> None:
         """Give the memory back, for the next tier's model."""

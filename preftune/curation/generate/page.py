@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
+from preftune.curation.contents import printable
 from preftune.curation.generate.assemble import Assembled, Sample, TierCounts, duplicates_between
 from preftune.curation.generate.config import GenerateConfig, TierConfig
 from preftune.curation.generate.prompts import Prompts
@@ -30,24 +31,25 @@ def problems_of(config: GenerateConfig, prompts: Prompts, found: Assembled) -> l
         if tier.answered and tier.cut / tier.answered > MANY:
             fate = "left out" if config.cut == "drop" else "kept without their end"
             out.append(
-                f"{_share(tier.cut, tier.answered)} of the answers of {tier.name} were cut at max_tokens and {fate}; "
-                "raise sampling.max_tokens of that tier."
+                f"{_share(tier.cut, tier.answered)} of the answers of {printable(tier.name)} were cut at max_tokens "
+                f"and {fate}; raise sampling.max_tokens of that tier."
             )
         if tier.answered and tier.empty / tier.answered > MANY:
             out.append(
-                f"{_share(tier.empty, tier.answered)} of the answers of {tier.name} are empty. A model that thinks "
-                "first may have spent all its tokens on that; raise sampling.max_tokens, or look at answers.jsonl."
+                f"{_share(tier.empty, tier.answered)} of the answers of {printable(tier.name)} are empty. A model that "
+                "thinks first may have spent all its tokens on that; raise sampling.max_tokens, or look at "
+                "answers.jsonl."
             )
         if tier.uncounted:
             out.append(
-                f"The server of {tier.name} did not count the tokens of {tier.uncounted:,} calls: its numbers and cost "
-                "are too low."
+                f"The server of {printable(tier.name)} did not count the tokens of {tier.uncounted:,} calls: its "
+                "numbers and cost are too low."
             )
     for worse, better, _, share in duplicates_between(found.tiers):
         if share > ALIKE:
             out.append(
-                f"{100 * share:.0f} % of the answers of {worse} equal one of {better}: these tiers hardly differ on "
-                "these prompts."
+                f"{100 * share:.0f} % of the answers of {printable(worse)} equal one of {printable(better)}: these "
+                "tiers hardly differ on these prompts."
             )
     out += _lengths_differ(found.tiers)
     if prompts.bad:
@@ -226,9 +228,9 @@ def _lengths_differ(tiers: Sequence[TierCounts]) -> list[str]:
             if max(mean / other, other / mean) >= LONGER:
                 long, short = (better, worse) if mean > other else (worse, better)
                 out.append(
-                    f"Answers of {long.name} are {max(mean, other) / min(mean, other):.1f} times as long as those of "
-                    f"{short.name}: length alone tells these tiers apart. Ask for a length in the tier's system "
-                    "message, or cap it with `max_length_ratio` of `preftune data pairs`."
+                    f"Answers of {printable(long.name)} are {max(mean, other) / min(mean, other):.1f} times as long "
+                    f"as those of {printable(short.name)}: length alone tells these tiers apart. Ask for a length in "
+                    "the tier's system message, or cap it with `max_length_ratio` of `preftune data pairs`."
                 )
     return out
 

@@ -89,7 +89,7 @@ class RemoteTier:
         """Ask for prompts' missing answers, `concurrency` prompts at a time.
 
         Whatever `keep` raises, or Ctrl-C, ends it: nothing more is sent, and the answers that are under way, which will
-        be paid for, are waited for and kept.
+        be paid for, are waited for and kept, refusals too.
         """
         going: dict[Future[Outcome], Asked] = {}
         pool = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="tier")
@@ -104,10 +104,14 @@ class RemoteTier:
             self.halt.set()
             pool.shutdown(wait=True, cancel_futures=True)
             for future, asked in going.items():
-                if not future.cancelled() and future.exception() is None and future.result().answers:
-                    # what is missing was not asked for, which is no failure
+                if future.cancelled() or future.exception() is not None:
+                    continue
+                outcome = future.result()
+                if not outcome.refused:  # what is missing was not asked for any more, which is no failure
+                    outcome = Outcome(outcome.answers)
+                if outcome.answers or outcome.refused:
                     with suppress(SamplingError):
-                        keep(asked, Outcome(future.result().answers))
+                        keep(asked, outcome)
 
     def ask(self, asked: Asked, missing: list[int]) -> Outcome:
         """Ask for answers `missing` to a prompt. All at once first; a server that gives fewer is asked one by one."""

@@ -11,7 +11,7 @@ from preftune.curation.contents import printable
 from preftune.curation.folder import PARTIAL, ROWS, Curated, check_free
 from preftune.curation.generate.assemble import Assembled, TierCounts, assemble
 from preftune.curation.generate.config import GenerateConfig, TierConfig
-from preftune.curation.generate.journal import ANSWERS, Journal, begun, empty
+from preftune.curation.generate.journal import ANSWERS, Journal, begun, check_ours, empty
 from preftune.curation.generate.page import make_page, problems_of
 from preftune.curation.generate.prompts import Asked, Bad, Prompts
 from preftune.curation.generate.remote import Outcome, RemoteTier
@@ -117,7 +117,7 @@ class _Asking:
         self._done = self._total - missing
         if not missing:
             return
-        self._progress.begin(self._tier.name, self._done)
+        self._progress.begin(printable(self._tier.name), self._done)
         if self._tier.column is not None:
             self._copy(self._tier.column)
         elif self._tier.endpoint is not None:
@@ -196,6 +196,7 @@ class _Asking:
                 lines = []
                 self._progress.tick(self._done, self._total)
         self._journal.write(lines)
+        self._progress.tick(self._done, self._total)
         if not found:
             close = nearest(column, columns)
             hint = f"did you mean {close!r}?" if close else f"columns: {', '.join(map(str, columns))}"
@@ -217,6 +218,7 @@ def _value(asked: Asked, column: str) -> Any:
 def _check_folder(folder: Path, *, resume: bool) -> None:
     if begun(folder):
         if resume or empty(folder):
+            check_ours(folder)
             return
         whole = "is finished" if (folder / ROWS).exists() else "was begun and not finished"
         raise UsageError(

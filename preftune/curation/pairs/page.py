@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
+from preftune.curation.contents import printable
 from preftune.curation.pairs.choose import UNORDERED
 from preftune.curation.pairs.config import PairsConfig
-from preftune.curation.pairs.tally import Kind, Shown, Tally
+from preftune.curation.pairs.tally import OTHERS, Kind, Shown, Tally
 from preftune.intervals import mean_interval
 from preftune.report.page import Cell, Charts, Example, Examples, Page, Prose, Section, Table, bar_chart
 
@@ -18,7 +19,6 @@ pairs: where the 95 % interval lies beyond it."""
 MOST = 12
 """Tiers in the matrix; the others are counted together."""
 BARS = 30
-OTHERS = "others"
 
 MEANING = {
     "tie": "neither answer is better",
@@ -48,9 +48,9 @@ def problems_of(config: PairsConfig, tally: Tally) -> list[str]:
         assert share is not None
         side, part = ("chosen", share) if share > 0.5 else ("rejected", 1 - share)
         out.append(
-            f"{chosen} over {rejected}: the {side} answer is the longer one in {100 * part:.0f} % of the pairs, so "
-            "length alone says much of which is better. Cap it with `max_length_ratio`, or ask the tiers for answers "
-            "of one length."
+            f"{printable(chosen)} over {printable(rejected)}: the {side} answer is the longer one in {100 * part:.0f} "
+            "% of the pairs, so length alone says much of which is better. Cap it with `max_length_ratio`, or ask the "
+            "tiers for answers of one length."
         )
     if not leaning and _leans(*tally.lengths):
         out.append(f"The chosen answer is the longer one in {100 * (tally.length_bias or 0):.0f} % of all pairs.")
@@ -68,7 +68,9 @@ def problems_of(config: PairsConfig, tally: Tally) -> list[str]:
     if tally.bad:
         out.append(f"{tally.bad:,} rows are bad and were left out; decisions.jsonl says why.")
     if len(config.tiers) > 0 and (unknown := [name for name in tally.tiers if name not in config.tiers]):
-        out.append(f"Answers of {', '.join(sorted(unknown)[:5])} take no part, as `tiers` does not name them.")
+        out.append(
+            f"Answers of {', '.join(map(printable, sorted(unknown)[:5]))} take no part, as `tiers` does not name them."
+        )
     return out
 
 

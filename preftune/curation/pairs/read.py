@@ -145,18 +145,26 @@ def _joined(config: PairsConfig, base_dir: Path | None, folder: Path) -> Groups:
 
 
 def _enter(index: sqlite3.Connection, row: Answered) -> None:
+    """Texts go in as JSON: the database has no form for a file's name that is no UTF-8."""
     content = json.dumps(plain(row.prompt))
     key = hashlib.blake2b(content.encode(), digest_size=16).digest()
     columns = json.dumps(row.columns, default=str)
     index.execute(
         "INSERT INTO prompts (hash, place, content, columns) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (key, row.where, content, columns),
+        (key, json.dumps(row.where), content, columns),
     )
     ((prompt,),) = index.execute("SELECT id FROM prompts WHERE hash = ?", (key,))
     index.executemany(
         "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)",
         [
-            (prompt, json.dumps(plain(answer.content)), answer.grade, answer.tier, answer.where, answer.place)
+            (
+                prompt,
+                json.dumps(plain(answer.content)),
+                answer.grade,
+                json.dumps(answer.tier),
+                json.dumps(answer.where),
+                answer.place,
+            )
             for answer in row.answers
         ],
     )
@@ -170,5 +178,5 @@ def _groups(index: sqlite3.Connection) -> Iterator[Answered]:
         answers = []
         for text, grade, tier, place, n in found:
             answer = from_plain(json.loads(text))
-            answers.append(Answer(answer, as_text(answer), grade, tier, place, n))
-        yield Answered(where, from_plain(json.loads(content)), answers, json.loads(columns))
+            answers.append(Answer(answer, as_text(answer), grade, json.loads(tier), json.loads(place), n))
+        yield Answered(json.loads(where), from_plain(json.loads(content)), answers, json.loads(columns))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from preftune.curation.contents import as_text, beside, plain
-from preftune.curation.folder import PARTIAL, Curated, check_free
+from preftune.curation.folder import PARTIAL, Curated, check_free, room_for
 from preftune.curation.pairs.choose import Candidate, Chooser
 from preftune.curation.pairs.config import PairsConfig
 from preftune.curation.pairs.page import make_page, problems_of
@@ -67,7 +67,7 @@ def pairs(config: PairsConfig, output: Path, *, base_dir: Path | None = None) ->
         pair is left.
     """
     check_free(output)
-    with Progress("pairs") as progress, Curated(output) as curated, _Spool(output) as spool:
+    with room_for(output), Progress("pairs") as progress, Curated(output) as curated, _Spool(output, config) as spool:
         tally = Tally()
         chooser = Chooser(config)
         progress.begin("prompts")
@@ -99,11 +99,12 @@ class _Spool:
     """Pairs and decisions on disk between the passes.
 
     Attributes:
-        tiers: the number of each pair's two tiers in `names`.
+        tiers: the number of each pair's two tiers in `names`; kept only where their pairs are capped.
         margins: 0 where there are none.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: PairsConfig) -> None:
+        self._capped = config.max_per_tier_pair is not None
         self._paths = [folder / f"{name}{PARTIAL}" for name in ("pairs", "candidates")]
         self._places = array("q")
         self.tiers, self.margins = array("i"), array("d")
@@ -130,7 +131,8 @@ class _Spool:
         """Keep a pair for the second pass; returns its number."""
         self._places.append(self._pairs.tell())
         self._pairs.write(_line(row))
-        self.tiers.append(self.names.setdefault(pair.tiers, len(self.names)))
+        if self._capped:
+            self.tiers.append(self.names.setdefault(pair.tiers, len(self.names)))
         self.margins.append(pair.margin or 0.0)
         return len(self._places) - 1
 
@@ -185,7 +187,7 @@ class _First:
             self.tally.bad += 1
             self.spool.decide({"where": group.where, "why": "bad row", "problem": group.problem})
             return
-        self.tally.tiers.update(answer.tier for answer in group.answers)
+        self.tally.saw(answer.tier for answer in group.answers)
         found = self.chooser.candidates(group)
         if not found:
             self.tally.alone += 1
@@ -204,11 +206,9 @@ class _First:
             self.spool.decide(_decision(group, one, number))
 
     def _look_for_answers(self, group: Answered) -> None:
-        """A column that holds an answer (the human one, say) would tell which side it is."""
+        """A column that holds an answer (the human one, say), itself or within, would tell which side it is."""
         texts = {answer.text.strip() for answer in group.answers}
-        self.told |= {
-            name for name, value in group.columns.items() if isinstance(value, str) and value.strip() in texts
-        }
+        self.told |= {name for name, value in beside(group.columns).items() if not texts.isdisjoint(_texts(value))}
 
     def _leave_out_again(self, group: Answered, found: Sequence[Candidate]) -> None:
         """Pairs that came before, either way round, in another row with the same prompt."""
@@ -314,6 +314,18 @@ def _check_tiers(chooser: Chooser, tally: Tally) -> None:
     close = nearest(name, known)
     hint = f"did you mean {close!r}?" if close else f"tiers: {', '.join(known[:20])}"
     raise DataError(f"chosen_tiers and rejected_tiers: no answer is of {name!r}; {hint}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts within a column's value."""
+    if isinstance(value, str):
+        yield value.strip()
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
 
 
 def _key(*texts: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,10 @@ from preftune.curation.pairs.read import Answered
 
 EXAMPLES = 12
 """Kinds of pairs of which the report shows one."""
+KINDS = 1000
+"""Tiers, and kinds of pairs, that are counted by themselves; those beyond are counted together. Answers that are told
+apart by scores alone have as many tiers as there are scores."""
+OTHERS = "others"
 MARGINS = 1000
 """Different margins that are counted one by one; beyond, they are rounded to two digits."""
 
@@ -66,8 +70,8 @@ class Tally:
     """Counts of everything.
 
     Attributes:
-        kinds: (chosen tier, rejected tier) → counts.
-        tiers: tier → answers, in the data.
+        kinds: (chosen tier, rejected tier) → counts. Beyond KINDS of them: (others, others).
+        tiers: tier → answers, in the data. Beyond KINDS of them: others.
         read: prompts with at least two answers to compare; `alone`: without; `bad`: rows left out.
         ordered, ordered_prompts: pairs before any was left out, and prompts that have one.
         prompts: prompts with a kept pair.
@@ -105,6 +109,11 @@ class Tally:
         self.ordered += ordered
         self.ordered_prompts += ordered > 0
 
+    def saw(self, tiers: Iterable[str]) -> None:
+        """Who wrote a prompt's answers."""
+        for tier in tiers:
+            self.tiers[tier if tier in self.tiers or len(self.tiers) < KINDS else OTHERS] += 1
+
     def alike(self, answers: Shown, most: int) -> None:
         """Two nearly equal answers."""
         self.near = sorted([*self.near, answers], key=lambda one: -(one.similarity or 0.0))[:most]
@@ -114,7 +123,10 @@ class Tally:
         if why in UNORDERED:
             self.why[why] += 1
             return
-        kind = self.kinds.setdefault((decision["chosen"], decision["rejected"]), Kind())
+        names = decision["chosen"], decision["rejected"]
+        if names not in self.kinds and len(self.kinds) >= KINDS:
+            names = OTHERS, OTHERS
+        kind = self.kinds.setdefault(names, Kind())
         kind.ordered += 1
         if why:
             kind.why[why] += 1

@@ -111,17 +111,17 @@
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
       xaxis: {
         gridcolor: grid, zeroline: false, linecolor: grid, title: chart.xlabel ? { text: plain(chart.xlabel), font: { size: 12 }, standoff: 6 } : undefined,
-        tickformat: chart.kind === "calibration" ? ".0%" : undefined,
-        range: chart.frame ? chart.frame.slice(0, 2) : undefined, showticklabels: !chart.frame,
+        tickformat: chart.kind === "calibration" || chart.shares ? ".0%" : undefined,
+        range: chart.shares ? [-0.02, 1.02] : chart.frame ? chart.frame.slice(0, 2) : undefined, showticklabels: !chart.frame,
         tickvals: chart.ticks ? chart.ticks.map((t) => t[0]) : undefined, ticktext: chart.ticks ? chart.ticks.map((t) => plain(t[1])) : undefined,
         dtick: chart.unit === "round" && Math.max(...chart.series.flatMap((s) => s.x)) <= 20 ? 1 : undefined,
       },
       yaxis: {
         title: chart.ylabel ? { text: plain(chart.ylabel), font: { size: 12 }, standoff: 6 } : undefined,
         gridcolor: grid, zeroline: false, type: chart.log ? "log" : "linear", rangemode: chart.kind === "stack" || chart.kind === "bars" ? "tozero" : "normal",
-        tickformat: chart.percent ? ".2~%" : undefined, exponentformat: "power", nticks: 6,
+        tickformat: chart.percent || chart.shares ? ".2~%" : undefined, exponentformat: "power", nticks: 6,
         dtick: chart.log && Math.max(...values) < 100 * Math.min(...values) ? "D2" : undefined, // ticks at 1, 2, 5
-        range: flat ? [-0.03, 1.03] : chart.frame ? chart.frame.slice(2) : undefined, showticklabels: !chart.frame,
+        range: chart.shares ? [-0.02, 1.02] : flat ? [-0.03, 1.03] : chart.frame ? chart.frame.slice(2) : undefined, showticklabels: !chart.frame,
         ticksuffix: chart.kind === "stack" ? " s" : "",
       },
       hovermode: chart.xlabel ? "closest" : "x unified", hoverlabel: { bgcolor: css.getPropertyValue("--card").trim(), bordercolor: grid },
