@@ -6,9 +6,9 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from preftune.config import BenchmarkConfig, ModelConfig, SamplingConfig, TokensConfig
+from preftune.config import BenchmarkConfig, SamplingConfig, TokensConfig
 from preftune.curation.generate.config import DrawConfig, TierConfig
 from preftune.curation.generate.prompts import Asked
 from preftune.curation.generate.remote import Outcome as Reply
@@ -56,30 +56,16 @@ def ask_local(
     """
     import torch
 
-    from preftune.engine.forward import Engine
-    from preftune.models.given import read_adapter
-    from preftune.models.loading import load_policy
+    from preftune.sampling.answering import load_for_answers
     from preftune.sampling.local import LocalSampler
     from preftune.talk.place import find
     from preftune.tokens import TokenContract
 
-    device: Any = model.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype: Any = model.dtype if model.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     place = find(str(model.path))
-    settings = ModelConfig(
-        path=place.path, revision=model.revision, device=device, dtype=dtype,
-        trust_remote_code=model.trust_remote_code,
-    )  # fmt: skip
-    if read_adapter(settings) is not None:
-        settings = settings.model_copy(update={"on_adapter": "merge"})
-    policy = load_policy(settings)
-    for parameter in policy.model.parameters():
-        parameter.requires_grad_(False)
+    engine = load_for_answers(place.path, model)
+    policy = engine.policy
     tokens = TokensConfig(chat_template=model.chat_template, chat_template_kwargs=model.chat_template_kwargs)
     contract = TokenContract(policy.tokenizer, tokens, policy.generation_eos)
-    engine = Engine(policy)
     sampler = LocalSampler(engine, contract)
     for one in todo:
         benchmark = Benchmark.open(

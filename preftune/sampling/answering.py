@@ -1,4 +1,5 @@
-"""A model that is loaded to answer, and not to be trained: a judge, or a tier of `preftune data generate`."""
+"""A model that is loaded to answer, and not to be trained: a judge, a tier of `preftune data generate`, one to talk
+with or to measure."""
 
 from __future__ import annotations
 

@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-
-from preftune.config import ModelConfig, TokensConfig
-from preftune.engine.forward import Engine
+from preftune.config import TokensConfig
 from preftune.errors import ModelError
-from preftune.models.given import read_adapter
-from preftune.models.loading import load_policy
+from preftune.sampling.answering import load_for_answers
 from preftune.sampling.local import LocalSampler
 from preftune.tokens import TokenContract
 
@@ -72,18 +68,8 @@ def open_model(path: str, how: Loading) -> Opened:
 
 
 def _open(path: str, how: Loading) -> Opened:
-    device: Literal["auto", "cpu", "cuda"] = how.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = how.dtype if how.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
-    model = ModelConfig(
-        path=path, revision=how.revision, device=device, dtype=dtype, trust_remote_code=how.trust_remote_code
-    )
-    if read_adapter(model) is not None:
-        model = model.model_copy(update={"on_adapter": "merge"})
-    policy = load_policy(model)
-    for parameter in policy.model.parameters():
-        parameter.requires_grad_(False)
+    engine = load_for_answers(path, how)
+    policy = engine.policy
     if not how.plain and not (policy.tokenizer.chat_template or how.chat_template):
         raise ModelError(
             f"{path} has no chat template, so it can't hold a conversation: --plain lets it continue your text as it "
@@ -91,5 +77,7 @@ def _open(path: str, how: Loading) -> Opened:
         )
     tokens = TokensConfig(chat_template=how.chat_template, chat_template_kwargs=dict(how.chat_template_kwargs))
     contract = TokenContract(policy.tokenizer, tokens, policy.generation_eos)
-    sampler = LocalSampler(Engine(policy), contract)
-    return Opened(sampler, contract, policy.context_length, f"{device}, {dtype}")
+    sampler = LocalSampler(engine, contract)
+    parameter = next(policy.model.parameters())
+    words = f"{parameter.device.type}, {str(parameter.dtype).removeprefix('torch.')}"
+    return Opened(sampler, contract, policy.context_length, words)

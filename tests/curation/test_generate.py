@@ -189,10 +189,15 @@ def test_a_server_that_knows_no_n_is_asked_one_by_one(tmp_path: Path, server: Se
 def test_truth_that_is_missing_is_no_failure_but_a_column_that_is_nowhere_is_a_slip(
     tmp_path: Path, server: Server
 ) -> None:
-    rows = [{"prompt": "a", "answer": None}, {"prompt": "b", "answer": "b!"}, {"prompt": "c"}]
+    rows = [
+        {"prompt": "a", "answer": None},
+        {"prompt": "b", "answer": "b!"},
+        {"prompt": "c"},
+        {"prompt": "d", "answer": " "},
+    ]
     found = make(tmp_path, [HUMAN, remote(server)], rows)
-    assert counts(found, "human") | {"answered": 1, "absent": 2, "failed": 0} == counts(found, "human")
-    assert [len(row["responses"]) for row in written(tmp_path)] == [1, 2, 1]
+    assert counts(found, "human") | {"answered": 1, "absent": 3, "failed": 0} == counts(found, "human")
+    assert [len(row["responses"]) for row in written(tmp_path)] == [1, 2, 1, 1]
     for column, value, words in (
         ("anwser", "x", "did you mean 'answer'"),
         ("answer", ["a"], "must hold text, it holds list"),

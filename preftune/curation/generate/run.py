@@ -212,7 +212,9 @@ class _Asking:
 def _value(asked: Asked, column: str) -> Any:
     """A mapped column, or one of the row as read."""
     place: Mapping[str, Any] = asked.columns if column in asked.columns else asked.values
-    return place.get(column)
+    value = place.get(column)
+    # Tables write what is not there as an empty text.
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 def _check_folder(folder: Path, *, resume: bool) -> None:
