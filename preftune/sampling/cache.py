@@ -53,7 +53,8 @@ class DecodeCache:
         self.slot_B = torch.empty(0, dtype=torch.long, device=device)
         self.length_GW = torch.zeros(0, 0, dtype=torch.long, device=device)
         self._masks: dict[int | None, Tensor | None] = {}
-        self._span = 0
+        self._span = 0  # own tokens of the longest row, with the one that is about to be fed
+        self._reach = 0  # places of the own keys that this step reads
 
     # --- membership -------------------------------------------------------------------------------------------
 
@@ -147,6 +148,10 @@ class DecodeCache:
         for layer in self.layers.values():
             if layer.own_k.shape[3] < self._span:
                 layer.own_k, layer.own_v = (_grown(x) for x in (layer.own_k, layer.own_v))
+        # On a CPU products in half precision want whole tensors: a slice costs a copy, three times the product itself.
+        # What is read past the span is masked.
+        sample = next(iter(self.layers.values())).own_k
+        self._reach = sample.shape[3] if not sample.is_cuda and sample.dtype != torch.float32 else self._span
         slots = self.slot_B
         self._group_B, self._column_B = slots // self.width, slots % self.width
         self._length_B = self.length_GW.flatten()[slots]
@@ -164,7 +169,7 @@ class DecodeCache:
             prompts_G = torch.tensor(self.prompt_lengths, device=self.device)
             longest = int(prompts_G.max())
             at_P = torch.arange(longest, device=self.device)
-            at_L = torch.arange(self._span, device=self.device)
+            at_L = torch.arange(self._reach, device=self.device)
             now_GW = self.length_GW
             seen_prompt = (at_P < prompts_G[:, None])[:, None].expand(-1, self.width, -1)
             seen_own = at_L <= now_GW[..., None]
@@ -195,7 +200,7 @@ class DecodeCache:
             q_B = q_B.new_zeros(self.places, *q_B.shape[1:]).index_copy_(0, self.slot_B, q_B)
         # [G, W, K, r, d] → [G, K, W, r, d]: one prompt's keys serve all its rows in one product.
         q_G = q_B.view(groups, width, heads, repeats, -1).transpose(1, 2)
-        own_k, own_v = store.own_k[:, :, :, : self._span], store.own_v[:, :, :, : self._span]
+        own_k, own_v = store.own_k[:, :, :, : self._reach], store.own_v[:, :, :, : self._reach]
         prompt = (q_G.reshape(groups, heads, width * repeats, -1) @ store.prompt_k.transpose(-1, -2)).view(
             groups, heads, width, repeats, -1
         )
