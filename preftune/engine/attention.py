@@ -236,6 +236,27 @@ def _block(
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
+SMALL_HEAD, SMALL_SPAN = 64, 256
+"""Size of a head, and number of queries and of keys, up to which the kernel's backward in half precision is slower than
+in fp32 with the casts to it and back, by a factor of up to 2.6, and takes more memory (docs/log.md)."""
+
+
+def _gradients(grad: Tensor, inputs: Sequence[Tensor], *, causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel's backward in whichever precision is faster.
+
+    Args:
+        inputs: queries, keys, values, output and log-sum-exp of the whole attention.
+
+    Returns:
+        Gradients of queries, keys and values, in their dtype or in fp32.
+    """
+    q, k, v, out, lse = inputs
+    small = q.shape[-1] <= SMALL_HEAD and max(q.shape[2], k.shape[2]) <= SMALL_SPAN
+    if small and q.dtype in (torch.bfloat16, torch.float16):
+        grad, q, k, v, out = (x.float() for x in (grad, q, k, v, out))
+    dq, dk, dv = _flash_backward(grad, q, k, v, out, lse, 0.0, causal, scale=scale)
+    return dq, dk, dv
+
 
 class _SharedPromptFlash(torch.autograd.Function):
     """Attention of a packed row in three kinds of kernel calls: prompts (causal), completions over themselves
@@ -276,9 +297,7 @@ class _SharedPromptFlash(torch.autograd.Function):
         for bucket in layout.causal:
             # Padded queries get no gradient, so they add nothing to keys and values either.
             g = bucket.take(grad) * bucket.valid[:, None, :, None]
-            parts = _flash_backward(
-                g, *(bucket.take(x) for x in (q, k, v, out, lse)), 0.0, True, scale=scale
-            )  # fmt: skip
+            parts = _gradients(g, [bucket.take(x) for x in (q, k, v, out, lse)], causal=True, scale=scale)
             for total, part in zip((dq, dk, dv), parts, strict=True):
                 total[0][:, bucket.rows] += bucket.spread(part)
         for s in layout.shared:
@@ -286,10 +305,8 @@ class _SharedPromptFlash(torch.autograd.Function):
             if own.start == own.stop:
                 continue
             p = slice(s.start, s.start + s.prompt)
-            gq, gk, gv = _flash_backward(
-                grad[:, :, own], q[:, :, own], k[:, :, p], v[:, :, p], out[:, :, own], lse[:, :, own], 0.0, False,
-                scale=scale,
-            )  # fmt: skip
+            inputs = (q[:, :, own], k[:, :, p], v[:, :, p], out[:, :, own], lse[:, :, own])
+            gq, gk, gv = _gradients(grad[:, :, own], inputs, causal=False, scale=scale)
             dq[:, :, own] += gq
             dk[:, :, p] += gk
             dv[:, :, p] += gv

@@ -246,6 +246,28 @@ def test_packed_attention_by_definition(window: int | None, softcap: float | Non
         torch.testing.assert_close(mine, other, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("size", [16, 80])
+@pytest.mark.parametrize("lengths", [(40, (30, 50)), (300, (30,) * 12), (20, (290, 10))])
+def test_gradients_in_bf16_stay_in_their_dtype_and_near_the_exact_ones(
+    lengths: tuple[int, tuple[int, ...]], size: int
+) -> None:
+    """Short and long spans, small and large heads: the backward takes fp32 for the short and small alone."""
+    prompt, completions = lengths
+    at = [prompt + sum(completions[:c]) for c in range(len(completions))]
+    layout = PackedLayout([Segment(0, prompt, tuple(zip(at, completions, strict=True)))], "cpu")
+    generator = torch.Generator().manual_seed(0)
+    total = prompt + sum(completions)
+    rounded = [torch.randn(1, h, total, size, generator=generator).bfloat16() for h in (4, 2, 2)]
+    found = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        leaves = [x.to(dtype).requires_grad_() for x in rounded]
+        out = layout.attend(0, *leaves, scale=size**-0.5, window=None, softcap=None)
+        found[dtype] = torch.autograd.grad(out.square().sum(), leaves)
+    for mine, exact in zip(found[torch.bfloat16], found[torch.float64], strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert float((mine.double() - exact).norm() / exact.norm()) < 0.02
+
+
 def test_a_window_that_can_not_bind_takes_the_fast_path() -> None:
     q, k, v = heads(4, 0), heads(2, 1), heads(2, 2)
     layout = PackedLayout(SEGMENTS, "cpu")
