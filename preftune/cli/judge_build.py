@@ -130,7 +130,7 @@ def _check_judge(config: BuildConfig, contests_only: bool) -> None:
     if config.verify is None and config.verify_args:
         raise UsageError("--verify_args belongs to --verify; give that, or remove it")
     try:
-        config.asking  # noqa: B018  what does not go together is said before anything is read
+        _ = config.asking  # what does not go together is said before anything is read
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UsageError(f"--judge: {said}") from None

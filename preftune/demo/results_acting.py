@@ -14,7 +14,8 @@ from preftune.demo.chat_base import STEPS as BASE_STEPS
 from preftune.demo.chat_base import build_base
 from preftune.demo.preferences import GOAL, ROWS_PER_TOPIC, write_task
 from preftune.demo.results_chat import by_topic
-from preftune.intervals import Interval, mean_interval, paired_difference
+from preftune.demo.shared import points, share
+from preftune.intervals import Interval, paired_difference
 
 __all__ = ["METHODS", "run_seed", "section"]
 
@@ -142,7 +143,7 @@ def _main_table(results: Results) -> list[str]:
 def _row(label: str, seed: str, arms: Sequence[Arm], name: str) -> str:
     before = [v for arm in arms for v in by_topic(arm.before[name], arm.topics)]
     after = [v for arm in arms for v in by_topic(arm.after[-1][name], arm.topics)]
-    cells = [_share(before), _share(after), _points(paired_difference(before, after))]
+    cells = [share(before), share(after), points(paired_difference(before, after))]
     return f"| {label} | {seed} | {' | '.join(cells)} |"
 
 
@@ -194,7 +195,7 @@ def _rounds(results: Results) -> list[str]:
     return [
         *lines,
         "",
-        f"Round {ROUNDS} against round 1, all seeds: {_points(last)}. "
+        f"Round {ROUNDS} against round 1, all seeds: {points(last)}. "
         + (
             f"Rounds significantly worse than the one before: {', '.join(map(str, worse))}."
             if worse
@@ -221,23 +222,8 @@ def _round(label: str, seed: str, arms: Sequence[Arm], k: int) -> str:
             theirs = arm.before if other < 0 else arm.after[other]
             pairs = zip(arm.after[k][SCORER], theirs[SCORER], strict=True)
             values += by_topic([1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs], arm.topics)
-        return _share(values)
+        return share(values)
 
     goal = [v for arm in arms for v in by_topic(arm.after[k][GOAL], arm.topics)]
-    cells = [str(k + 1), wins(-1), wins(k - 1), _share(goal), _points(_change(arms, k - 1, k))]
+    cells = [str(k + 1), wins(-1), wins(k - 1), share(goal), points(_change(arms, k - 1, k))]
     return f"| {label} | {seed} | {' | '.join(cells)} |"
-
-
-def _share(values: Sequence[float]) -> str:
-    interval = mean_interval(values)
-    shown = f"{100 * interval.value:.1f} %"
-    if interval.is_bounded:
-        shown += f" ({100 * max(interval.low, 0.0):.1f} … {100 * min(interval.high, 1.0):.1f})"
-    return shown
-
-
-def _points(change: Interval) -> str:
-    text = f"{100 * change.value:+.1f} points"
-    if change.is_bounded:
-        text += f" ({100 * max(change.low, -1.0):+.1f} … {100 * min(change.high, 1.0):+.1f})"
-    return text

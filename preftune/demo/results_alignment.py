@@ -26,7 +26,8 @@ from preftune.demo.alignment import (
 )
 from preftune.demo.chat import SIZES, split_topics
 from preftune.demo.results_chat import by_topic
-from preftune.intervals import Interval, mean_interval, paired_difference
+from preftune.demo.shared import points, share
+from preftune.intervals import paired_difference
 
 ARMS = {
     "whole": "all stages",
@@ -154,8 +155,8 @@ def section(results: Results, machine: str) -> list[str]:
 
 def _row(label: str, seed: str, name: str, arms: Sequence[Arm]) -> str:
     columns = [[value for arm in arms for value in arm.values[name][place]] for place in range(1 + len(STAGES))]
-    changes = [_points(paired_difference(columns[start], columns[-1])) for start in (0, 1)]
-    return f"| {label} | {seed} | {' | '.join([*map(_share, columns), *changes])} |"
+    changes = [points(paired_difference(columns[start], columns[-1])) for start in (0, 1)]
+    return f"| {label} | {seed} | {' | '.join([*map(share, columns), *changes])} |"
 
 
 def _verdict(results: Results) -> str:
@@ -166,20 +167,5 @@ def _verdict(results: Results) -> str:
         before, after = ([value for arm in arms for value in arm.values[name][place]] for place in (0, -1))
         change = paired_difference(before, after)
         word = "rose" if change.low > 0 else "fell" if change.high < 0 else "did not change measurably"
-        said.append(f"{name.replace('-', ' ')} {word} ({_points(change)})")
+        said.append(f"{name.replace('-', ' ')} {word} ({points(change)})")
     return f"Over all seeds {' and '.join(said)}."
-
-
-def _share(values: Sequence[float]) -> str:
-    interval = mean_interval(values)
-    shown = f"{100 * interval.value:.1f} %"
-    if interval.is_bounded:
-        shown += f" ({100 * max(interval.low, 0.0):.1f} … {100 * min(interval.high, 1.0):.1f})"
-    return shown
-
-
-def _points(change: Interval) -> str:
-    text = f"{100 * change.value:+.1f} points"
-    if change.is_bounded:
-        text += f" ({100 * max(change.low, -1.0):+.1f} … {100 * min(change.high, 1.0):+.1f})"
-    return text

@@ -22,7 +22,8 @@ from preftune.demo.competition import (
     write_task,
 )
 from preftune.demo.competition_texts import PERSONAS
-from preftune.intervals import mean_interval, paired_difference
+from preftune.demo.shared import share
+from preftune.intervals import paired_difference
 
 ARMS = {True: "the competition's rewards", False: "control: the scores dealt by chance"}
 STRICT, VALID, COPIED = "reward/strict", "reward/valid", "reward/competition-copied"
@@ -170,12 +171,7 @@ def _row(label: str, seed: str, metric: str, arms: Sequence[Arm]) -> str:
     before, after = _pooled(arms, metric, 0), _pooled(arms, metric, -1)
     change = paired_difference(before, after)
     points = f"{100 * change.value:+.1f} points ({100 * change.low:+.1f} … {100 * change.high:+.1f})"
-    return f"| {label} | {seed} | {_share(before)} | {_share(after)} | {points} |"
-
-
-def _share(values: Sequence[float]) -> str:
-    interval = mean_interval(values)
-    return f"{100 * interval.value:.1f} % ({100 * interval.low:.1f} … {100 * interval.high:.1f})"
+    return f"| {label} | {seed} | {share(before)} | {share(after)} | {points} |"
 
 
 def _mean(values: Sequence[float]) -> float:

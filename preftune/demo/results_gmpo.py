@@ -22,7 +22,8 @@ from preftune.demo.gmpo import (
     write_data,
 )
 from preftune.demo.grpo import TEST_ROWS
-from preftune.intervals import mean_interval, paired_difference
+from preftune.demo.shared import share
+from preftune.intervals import paired_difference
 
 ARMS = {True: "GMPO, scored by its critic", False: "control: the critic's scores dealt by chance"}
 WATCHED = {
@@ -157,10 +158,5 @@ def _row(label: str, seed: str, arms: Sequence[Arm]) -> str:
     after = [v for arm in arms for v in arm.after]
     change = paired_difference(before, after)
     points = f"{100 * change.value:+.1f} points ({100 * change.low:+.1f} … {100 * change.high:+.1f})"
-    cells = [_share(before), _share(after), points, _share([v for arm in arms for v in arm.last])]
+    cells = [share(before), share(after), points, share([v for arm in arms for v in arm.last])]
     return f"| {label} | {seed} | {' | '.join(cells)} |"
-
-
-def _share(values: Sequence[float]) -> str:
-    interval = mean_interval(values)
-    return f"{100 * interval.value:.1f} % ({100 * interval.low:.1f} … {100 * interval.high:.1f})"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from preftune.demo.base import STEPS, build_base
 from preftune.demo.grpo import GRPO_STEPS, TEST_ROWS, grpo_recipe, write_task
-from preftune.intervals import mean_interval, paired_difference
+from preftune.demo.shared import share
+from preftune.intervals import paired_difference
 
 PRESETS = ("grpo", "grpo-original", "dr-grpo", "dapo", "gspo", "cispo", "rloo")
 SEVERAL = {"gspo": {"updates_per_batch": 2, "minibatches": 2}}
@@ -106,18 +107,13 @@ def section(results: Mapping[int, Mapping[str, Arm]], machine: str) -> list[str]
         steps = str(max(known)) if len(known) == len(reached) else f"not reached by {len(reached) - len(known)}"
         by_seed = ", ".join(f"{100 * sum(arm.after) / len(arm.after):.1f}" for arm in arms)
         cells = [
-            _share(before), _share(after),
+            share(before), share(after),
             f"{100 * change.value:+.1f} ({100 * change.low:+.1f} … {100 * change.high:+.1f})", by_seed, steps,
             _mean([arm.drawn for arm in arms], 0), _mean([arm.sample_seconds for arm in arms], 1),
             _mean([arm.update_seconds for arm in arms], 1), _mean([arm.seconds for arm in arms], 0),
         ]  # fmt: skip
         lines.append(f"| `{preset}` | {' | '.join(cells)} |")
     return [*lines, "", f"Machine: {machine}. Seconds are means over the seeds. Controls: the grpo section above."]
-
-
-def _share(values: Sequence[float]) -> str:
-    interval = mean_interval(values)
-    return f"{100 * interval.value:.1f} % ({100 * interval.low:.1f} … {100 * interval.high:.1f})"
 
 
 def _mean(values: Sequence[float], digits: int) -> str:

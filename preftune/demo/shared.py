@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.errors import UsageError
+from preftune.intervals import Interval, mean_interval
 
 if TYPE_CHECKING:
     from preftune.pipeline import PipelineResult
+
+
+def share(values: Sequence[float]) -> str:
+    """A mean of shares in per cent with its 95 % interval, kept within 0 to 100; without one where it has no bounds."""
+    interval = mean_interval(values)
+    shown = f"{100 * interval.value:.1f} %"
+    if interval.is_bounded:
+        shown += f" ({100 * max(interval.low, 0.0):.1f} … {100 * min(interval.high, 1.0):.1f})"
+    return shown
+
+
+def points(change: Interval) -> str:
+    """A difference of two shares in points with its 95 % interval."""
+    text = f"{100 * change.value:+.1f} points"
+    if change.is_bounded:
+        text += f" ({100 * max(change.low, -1.0):+.1f} … {100 * min(change.high, 1.0):+.1f})"
+    return text
 
 
 def check_free(output: Path) -> float:

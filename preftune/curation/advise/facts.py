@@ -47,7 +47,7 @@ class Facts:
     rows: int = 0
     bad: int = 0
     prompts: int = 0
-    shapes: Counter[str] = field(default_factory=Counter)
+    shapes: Counter[Shape] = field(default_factory=Counter)
     answers: str = ""
     check: Check | None = None
     good: float | None = None
@@ -59,7 +59,7 @@ class Facts:
     @property
     def shape(self) -> Shape | None:
         """The shape of most rows; None without rows."""
-        return self.shapes.most_common(1)[0][0] if self.shapes else None  # type: ignore[return-value]
+        return self.shapes.most_common(1)[0][0] if self.shapes else None
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

@@ -14,7 +14,7 @@ from preftune.curation.advise.facts import Facts, read_facts
 from preftune.curation.advise.ratings import RATINGS
 from preftune.curation.advise.recipe import MODELS, write_recipe
 from preftune.curation.folder import Curated
-from preftune.report.page import Cell, Page, Prose, Section, Table
+from preftune.report.page import Cell, Page, Prose, Section, Table, Tone
 
 RECIPE = "recipe.yaml"
 
@@ -123,10 +123,10 @@ def _methods(verdict: Verdict) -> Table:
     for name in [*first, *(n for n in order if n not in first)]:
         rating, fits = RATINGS[name], verdict.applicability[name]
         label = {verdict.best.method: "recommended", verdict.second.method: "runner-up"}.get(name, "")
-        tone = "good" if label == "recommended" else ""
+        tone: Tone = "good" if label == "recommended" else ""
         rows.append(
             [
-                Cell(name, tone, hint=f"{rating.title}{f': {label}' if label else ''}"),  # type: ignore[arg-type]
+                Cell(name, tone, hint=f"{rating.title}{f': {label}' if label else ''}"),
                 _stars(rating.quality), _stars(rating.complexity), _stars(rating.cost),
                 Cell(f"{fits.score} of 5", hint=fits.why, meter=fits.score / 5),
                 Cell("", hint=f"{rating.cases}. {rating.why[0].upper()}{rating.why[1:]}."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from preftune.curation.audit.charts import (
     difference_chart,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from preftune.curation.audit.run import Audit
 
 TONES: dict[Status, Tone] = {"ok": "good", "look": "warn", "not fit": "bad"}
+_VERDICTS: dict[Status, Literal["better", "same", "worse"]] = {"ok": "better", "look": "same", "not fit": "worse"}
 TOKENS = 500
 """Tokens of a text that are shown; of a longer one its beginning and its end."""
 LEGEND = {
@@ -57,7 +58,7 @@ def audit_page(result: Audit, config: AuditConfig) -> Page:
     return Page(
         title[result.verdict],
         kicker=f"audit of {names}",
-        verdict={"ok": "better", "look": "same", "not fit": "worse"}[result.verdict],  # type: ignore[arg-type]
+        verdict=_VERDICTS[result.verdict],
         sentence=f"{sentence[0].upper()}{sentence[1:]}{more}." if told else "Every check is ok.",
         why=f"{_shapes(result.tally.shapes) or 'no rows'}; {result.prompts:,} different prompts.",
         big=[("rows", f"{result.rows:,}"), ("not fit", str(len(wrong))), ("look", str(len(doubtful)))],

@@ -112,7 +112,8 @@ class Stripper:
         rest, taken = text[start:], list[str]()
         while (found := self.match(rest)) is not None:
             opening, end = found
-            after = rest[_DANGLING.match(rest, end).end() :]  # type: ignore[union-attr]  # it may be empty
+            dangling = _DANGLING.match(rest, end)
+            after = rest[end if dangling is None else dangling.end() :]
             if not any(character.isalnum() for character in after):
                 return Stripped(text[:start] + rest, tuple(taken), f"{opening!r} is all that there is")
             rest = _capital(after) if rest[:1].isupper() else after

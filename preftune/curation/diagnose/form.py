@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from preftune.competition.construct import Construct
@@ -214,12 +215,7 @@ def _measure(
     else:
         places = [(p, a) for p, row in enumerate(asked) for a, pair in enumerate(row) if differ(*pair)]
         places = places if kind.name == "wrong_language" else []
-    measure.worst = worst_of(
-        [
-            (amount(p, a) if amount else 0.0, lambda p=p, a=a: show(answered[p], a))  # type: ignore[misc]
-            for p, a in places
-        ]
-    )
+    measure.worst = worst_of([(amount(p, a) if amount else 0.0, partial(show, answered[p], a)) for p, a in places])
     return measure
 
 

@@ -183,12 +183,12 @@ def _examples(samples: Sequence[Sample]) -> list[Examples | Prose]:
         return [Prose("There is none.", "quiet")]
     items = []
     for sample in samples:
-        answers = [
+        answers: list[tuple[str, str, Tone]] = [
             (f"{name} ({remark})" if remark else name, text, "warn" if remark else "")
             for name, text, remark in sample.answers
         ]
-        texts = [("prompt", sample.prompt, ""), *answers]
-        items.append(Example(_title(sample), texts, beside=True))  # type: ignore[arg-type]
+        texts: list[tuple[str, str, Tone]] = [("prompt", sample.prompt, ""), *answers]
+        items.append(Example(_title(sample), texts, beside=True))
     return [Examples(items, opened=2), Prose("Drawn at random, with the seed.", "quiet")]
 
 

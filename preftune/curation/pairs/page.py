@@ -11,7 +11,7 @@ from preftune.curation.pairs.choose import UNORDERED
 from preftune.curation.pairs.config import PairsConfig
 from preftune.curation.pairs.tally import OTHERS, Kind, Shown, Tally
 from preftune.intervals import mean_interval
-from preftune.report.page import Cell, Charts, Example, Examples, Page, Prose, Section, Table, bar_chart
+from preftune.report.page import Cell, Charts, Example, Examples, Page, Prose, Section, Table, Tone, bar_chart
 
 LEAN = 0.6
 """Length is a warning where the chosen (or the rejected) side is surely the longer one in more than this share of
@@ -123,8 +123,8 @@ def _matrix(tally: Tally) -> Table:
         names.append(OTHERS)
     cells: dict[tuple[str, str], Kind] = {}
     for (chosen, rejected), kind in tally.kinds.items():
-        place = tuple(name if name in names else OTHERS for name in (chosen, rejected))
-        cell = cells.setdefault(place, Kind())  # type: ignore[arg-type]
+        place = (chosen if chosen in names else OTHERS, rejected if rejected in names else OTHERS)
+        cell = cells.setdefault(place, Kind())
         cell.kept += kind.kept
         cell.ordered += kind.ordered
     most = max((cell.kept for cell in cells.values()), default=1) or 1
@@ -169,10 +169,8 @@ def _reasons(tally: Tally) -> Table:
         ]
     ]
     for why, count in sorted(tally.why.items(), key=lambda item: (item[0] not in UNORDERED, -item[1])):
-        tone = "quiet" if why in UNORDERED else "warn"
-        rows.append(
-            [Cell(why, tone), Cell(f"{count:,}", meter=count / total), Cell("", hint=MEANING.get(why, ""))]  # type: ignore[arg-type]
-        )
+        tone: Tone = "quiet" if why in UNORDERED else "warn"
+        rows.append([Cell(why, tone), Cell(f"{count:,}", meter=count / total), Cell("", hint=MEANING.get(why, ""))])
     if tally.alone:
         rows.append([Cell("no two answers", "quiet"), f"{tally.alone:,} prompts", Cell("", hint="nothing to compare")])
     note = "Every one of them is in decisions.jsonl, with its row."
@@ -260,24 +258,24 @@ def _examples(shown: Sequence[Shown]) -> list[Examples | Prose]:
     items = []
     for one in shown:
         chips = [] if one.margin is None else [("margin", f"{one.margin:g}")]
-        texts = [
+        texts: list[tuple[str, str, Tone]] = [
             ("prompt", one.prompt, ""), (f"chosen · {one.tiers[0]}", one.texts[0], "good"),
             (f"rejected · {one.tiers[1]}", one.texts[1], "bad"),
         ]  # fmt: skip
-        items.append(Example(f"{one.tiers[0]} over {one.tiers[1]}", texts, chips, beside=True))  # type: ignore[arg-type]
+        items.append(Example(f"{one.tiers[0]} over {one.tiers[1]}", texts, chips, beside=True))
     return [Examples(items, opened=3)] if items else [Prose("There is none.", "quiet")]
 
 
 def _near(shown: Sequence[Shown]) -> list[Examples]:
     items = []
     for one in shown:
-        texts = [
+        texts: list[tuple[str, str, Tone]] = [
             ("prompt", one.prompt, ""),
             *((tier, text, "") for tier, text in zip(one.tiers, one.texts, strict=True)),
         ]
         chips = [("similarity", f"{one.similarity or 0.0:.2f}")]
         title = f"{one.tiers[0]} and {one.tiers[1]} · {one.where}"
-        items.append(Example(title, texts, chips, beside=True))  # type: ignore[arg-type]
+        items.append(Example(title, texts, chips, beside=True))
     return [Examples(items, opened=3)]
 
 
