@@ -4,11 +4,9 @@ A token of a completion attends to its prompt and to the earlier tokens of its o
 called by the model's own layers through transformers' attention interface; the layout of the row travels as
 the keyword argument `layout`, so that gradient checkpointing finds it again when it recomputes a layer.
 
-On the CPU the two parts of a completion's attention (prompt, itself) are computed by torch's flash kernel and
-merged through their log-sum-exps; the backward pass calls the kernel's backward on each part with the merged
-output and log-sum-exp, which gives each part's exact gradient (P = exp(S − lse) holds part by part). Nothing
-of size prompt × completions is ever copied or kept. Sliding windows and soft-capped scores take a masked path, in
-blocks of queries where a completion is long, so that its memory grows linearly too.
+On the CPU long spans go to torch's flash kernel (`engine.flash`) and short ones through plain products
+(`engine.short`). Sliding windows and soft-capped scores take a masked path, in blocks of queries where a completion is
+long, so that its memory grows linearly too.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from preftune.engine.pack import Segment
+from preftune.engine.spans import RowSpans, SpanAttention
 
 NAME = "preftune"
 """The name under which the function is registered with transformers."""
@@ -91,23 +90,14 @@ def register() -> None:
 
 
 class PackedLayout:
-    """How the tokens of one packed row attend. Built once per row, used by every layer.
-
-    Spans of like length are batched for the kernel: `causal` holds them as buckets. `shared` are the groups whose
-    completions also attend to a prompt that stands apart from them.
-    """
+    """How the tokens of one packed row attend. Built once per row, used by every layer."""
 
     def __init__(self, segments: Sequence[Segment], device: torch.device | str) -> None:
         self.segments = tuple(segments)
         self.device = torch.device(device)
         self.longest = max((s.prompt + max((n for _, n in s.completions), default=0) for s in segments), default=0)
         self.tokens = max((s.end for s in segments), default=0)
-        # A prompt with one completion is one causal span: there is nothing to share and nothing to merge.
-        self.shared = tuple(s for s in segments if len(s.completions) > 1)
-        alone = [(s.start, s.end - s.start) for s in segments if len(s.completions) <= 1]
-        prompts = [(s.start, s.prompt) for s in self.shared]
-        self.causal = _buckets(alone + prompts, self.device)
-        self.causal += _buckets([span for s in self.shared for span in s.completions], self.device)
+        self._spans: dict[torch.dtype, RowSpans] = {}
         self.calls: list[int] = []
         self.recorded: dict[int, tuple[Tensor, Tensor]] | None = None
         self._blocks: dict[int | None, Any] = {}
@@ -127,7 +117,9 @@ class PackedLayout:
         if q.is_cuda:
             return self._flex(q, k, v, scale, binding, softcap)
         if binding is None and softcap is None and q.shape[-1] == v.shape[-1]:
-            out: Tensor = _SharedPromptFlash.apply(q, k, v, self, scale)  # type: ignore[no-untyped-call]
+            if q.dtype not in self._spans:
+                self._spans[q.dtype] = RowSpans(self.segments, q.dtype)
+            out: Tensor = SpanAttention.apply(q, k, v, self._spans[q.dtype], scale)  # type: ignore[no-untyped-call]
             return out
         return self._masked(q, k, v, scale, binding, softcap)
 
@@ -154,39 +146,6 @@ class PackedLayout:
 
             self._blocks[window] = block_mask(self.segments, window, q.device)
         return flex_attend(q, k, v, self._blocks[window], scale, softcap)
-
-
-class _Bucket:
-    """Spans of like length as one batch: `index` [n, L] into the row, `valid` [n, L], and where they agree: `rows` of
-    the packed row and `flat` places of the flattened batch. Padding points at its span's last token, so it is
-    always readable."""
-
-    def __init__(self, spans: Sequence[tuple[int, int]], device: torch.device) -> None:
-        starts = torch.tensor([start for start, _ in spans])[:, None]
-        lengths = torch.tensor([n for _, n in spans])[:, None]
-        steps = torch.arange(int(lengths.max()))[None]
-        index, valid = starts + torch.minimum(steps, lengths - 1), steps < lengths
-        self.index, self.valid = index.to(device), valid.to(device)
-        self.rows, self.flat = index[valid].to(device), valid.flatten().nonzero()[:, 0].to(device)
-
-    def take(self, x: Tensor) -> Tensor:
-        """[1, H, N, …] → [n, H, L, …]."""
-        return x[0][:, self.index].transpose(0, 1)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """[n, H, L, …] → [H, valid tokens, …], in the order of `rows`."""
-        return x.transpose(0, 1).flatten(1, 2)[:, self.flat]
-
-
-def _buckets(spans: Sequence[tuple[int, int]], device: torch.device) -> list[_Bucket]:
-    """Sort (start, length) spans into buckets in which at most a fifth of the longest row is padding."""
-    out: list[_Bucket] = []
-    order = sorted((s for s in spans if s[1] > 0), key=lambda s: -s[1])
-    while order:
-        take = [s for s in order if s[1] >= 0.8 * order[0][1]]
-        order = order[len(take) :]
-        out.append(_Bucket(take, device))
-    return out
 
 
 def _dense(
@@ -231,83 +190,3 @@ def _block(
         .to(v.dtype)
     )
     return weights @ v
-
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-SMALL_HEAD, SMALL_SPAN = 64, 256
-"""Size of a head, and number of queries and of keys, up to which the kernel's backward in half precision is slower than
-in fp32 with the casts to it and back, by a factor of up to 2.6, and takes more memory (docs/log.md)."""
-
-
-def _gradients(grad: Tensor, inputs: Sequence[Tensor], *, causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel's backward in whichever precision is faster.
-
-    Args:
-        inputs: queries, keys, values, output and log-sum-exp of the whole attention.
-
-    Returns:
-        Gradients of queries, keys and values, in their dtype or in fp32.
-    """
-    q, k, v, out, lse = inputs
-    small = q.shape[-1] <= SMALL_HEAD and max(q.shape[2], k.shape[2]) <= SMALL_SPAN
-    if small and q.dtype in (torch.bfloat16, torch.float16):
-        grad, q, k, v, out = (x.float() for x in (grad, q, k, v, out))
-    dq, dk, dv = _flash_backward(grad, q, k, v, out, lse, 0.0, causal, scale=scale)
-    return dq, dk, dv
-
-
-class _SharedPromptFlash(torch.autograd.Function):
-    """Attention of a packed row in three kinds of kernel calls: prompts (causal), completions over themselves
-    (causal), completions over their prompt (full); the last two merged by log-sum-exp."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float) -> Tensor:
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        lse = torch.empty(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
-        for bucket in layout.causal:
-            o, e = _flash(bucket.take(q), bucket.take(k), bucket.take(v), 0.0, True, scale=scale)
-            out[0][:, bucket.rows] = bucket.spread(o)
-            lse[0][:, bucket.rows] = bucket.spread(e)
-        for s in layout.shared:
-            own = slice(s.start + s.prompt, s.end)
-            if own.start == own.stop:
-                continue
-            p = slice(s.start, s.start + s.prompt)
-            o, e = _flash(q[:, :, own], k[:, :, p], v[:, :, p], 0.0, False, scale=scale)
-            mine = lse[:, :, own]
-            both = torch.logaddexp(mine, e)
-            # o_total = o_own·exp(lse_own − lse) + o_prompt·exp(lse_prompt − lse)
-            keep = (mine - both).exp_().unsqueeze(-1).to(out.dtype)
-            add = (e - both).exp_().unsqueeze(-1).to(out.dtype)
-            out[:, :, own] = out[:, :, own] * keep + o * add
-            lse[:, :, own] = both
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.layout, ctx.scale = layout, scale
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        (grad,) = grads
-        q, k, v, out, lse = ctx.saved_tensors
-        layout: PackedLayout = ctx.layout
-        scale: float = ctx.scale
-        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for bucket in layout.causal:
-            # Padded queries get no gradient, so they add nothing to keys and values either.
-            g = bucket.take(grad) * bucket.valid[:, None, :, None]
-            parts = _gradients(g, [bucket.take(x) for x in (q, k, v, out, lse)], causal=True, scale=scale)
-            for total, part in zip((dq, dk, dv), parts, strict=True):
-                total[0][:, bucket.rows] += bucket.spread(part)
-        for s in layout.shared:
-            own = slice(s.start + s.prompt, s.end)
-            if own.start == own.stop:
-                continue
-            p = slice(s.start, s.start + s.prompt)
-            inputs = (q[:, :, own], k[:, :, p], v[:, :, p], out[:, :, own], lse[:, :, own])
-            gq, gk, gv = _gradients(grad[:, :, own], inputs, causal=False, scale=scale)
-            dq[:, :, own] += gq
-            dk[:, :, p] += gk
-            dv[:, :, p] += gv
-        return dq, dk, dv, None, None

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from preftune.engine import spans
 from preftune.engine.attention import PackedLayout, Unsupported, preftune_attention
 from preftune.engine.forward import Engine
 from preftune.engine.pack import Segment
@@ -230,10 +231,46 @@ def heads(n: int, seed: int, size: int = 8) -> Tensor:
     return torch.randn(1, n, TOKENS, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+LIMITS = [(0, 0), (3, 6), (5, 6), (5, 1000), (1000, 1000)]
+"""Longest query and most keys for plain products: every span long, several mixtures, every span short."""
+
+
+def limit_short_spans(monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int]) -> None:
+    for kind in ("SHORT", "HALF"):
+        monkeypatch.setattr(spans, f"{kind}_QUERIES", limits[0])
+        monkeypatch.setattr(spans, f"{kind}_KEYS", limits[1])
+
+
+def test_the_limits_decide_which_way_a_span_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for limits in LIMITS:
+        limit_short_spans(monkeypatch, limits)
+        row = spans.RowSpans(SEGMENTS, torch.float32)
+        assert (row.all_long, row.all_short) == (len(row.short.rows) == 0, len(row.short.rows) == TOKENS)
+        counts.append(len(row.short.rows))
+    assert counts[0] == 0 and counts[-1] == TOKENS
+    assert all(0 < n < TOKENS for n in counts[1:-1]) and len(set(counts)) > 3
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_models_give_the_same_whichever_way_their_spans_go(
+    kind: str, limits: tuple[int, int], groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_short_spans(monkeypatch, limits)
+    delta, gradient = compare(Engine(policy_of(zoo.tiny_model(kind))), zoo.tiny_model(kind), groups)
+    assert delta <= 1e-4
+    assert gradient <= 5e-5
+
+
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 12, 13, 100])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
-def test_packed_attention_by_definition(window: int | None, softcap: float | None, key_heads: int) -> None:
+@pytest.mark.parametrize("limits", LIMITS)
+def test_packed_attention_by_definition(
+    window: int | None, softcap: float | None, key_heads: int, limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_short_spans(monkeypatch, limits)
     q, k, v = (heads(n, s).requires_grad_() for s, n in enumerate((4, key_heads, key_heads)))
     seed = heads(4, 9)
     want = brute_force(q, k, v, 0.4, window, softcap)
@@ -248,10 +285,12 @@ def test_packed_attention_by_definition(window: int | None, softcap: float | Non
 
 @pytest.mark.parametrize("size", [16, 80])
 @pytest.mark.parametrize("lengths", [(40, (30, 50)), (300, (30,) * 12), (20, (290, 10))])
+@pytest.mark.parametrize("limits", [(0, 0), (60, 1000), (1000, 1000)])
 def test_gradients_in_bf16_stay_in_their_dtype_and_near_the_exact_ones(
-    lengths: tuple[int, tuple[int, ...]], size: int
+    lengths: tuple[int, tuple[int, ...]], size: int, limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Short and long spans, small and large heads: the backward takes fp32 for the short and small alone."""
+    """Short and long spans, small and large heads: the kernel's backward takes fp32 for the short and small alone."""
+    limit_short_spans(monkeypatch, limits)
     prompt, completions = lengths
     at = [prompt + sum(completions[:c]) for c in range(len(completions))]
     layout = PackedLayout([Segment(0, prompt, tuple(zip(at, completions, strict=True)))], "cpu")
