@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from preftune.config import SamplingConfig
@@ -93,14 +94,34 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, d: Distribution, seen_BV: Tenso
     top_B = scaled_BV.amax(-1)
     # Sums of exp(logit − top) need no softmax: a division and two logarithms a row take the place of passes over V.
     mass_BV = (scaled_BV - top_B[:, None]).exp_()
-    cumulative_BV = mass_BV.cumsum(-1)
-    total_B = cumulative_BV[:, -1]
-    # A draw strictly under the total finds the first place whose sum lies above it, so never a token of no mass, even
-    # where rounding would put the draw at the total.
+    sums_BN = _blocks(mass_BV).sum(-1)
+    cumulative_BN = sums_BN.cumsum(-1)
+    total_B = cumulative_BN[:, -1]
+    draw_B = uniform_B.to(total_B.dtype) * total_B
+    block_B = _first_above(cumulative_BN, draw_B)
+    before_B = F.pad(cumulative_BN, (1, 0)).gather(-1, block_B[:, None])[:, 0]
+    inside_BW = _blocks(mass_BV)[torch.arange(len(block_B), device=block_B.device), block_B].cumsum(-1)
+    ids_B = block_B * _WIDTH + _first_above(inside_BW, (draw_B - before_B).clamp(min=0.0))
+    return ids_B, scaled_BV.gather(-1, ids_B[:, None])[:, 0] - top_B - total_B.log()
+
+
+_WIDTH = 64
+"""Tokens that are summed as one, so that the draw's running sum goes over V / 64 blocks and then over 64 tokens: the
+running sum of a whole row is a chain of V additions, one behind the other."""
+
+
+def _blocks(mass_BV: Tensor) -> Tensor:
+    """[B, V] → [B, blocks, 64], filled up with zeros."""
+    missing = -mass_BV.shape[1] % _WIDTH
+    return (F.pad(mass_BV, (0, missing)) if missing else mass_BV).view(len(mass_BV), -1, _WIDTH)
+
+
+def _first_above(cumulative_BN: Tensor, draw_B: Tensor) -> Tensor:
+    """The first place of each row whose running sum lies above the draw. A draw kept strictly under the total never
+    finds a place of no mass, even where rounding would put it at the total."""
+    total_B = cumulative_BN[:, -1]
     below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
-    draw_B = torch.minimum(uniform_B.to(total_B.dtype) * total_B, below_B)
-    ids_B = torch.searchsorted(cumulative_BV, draw_B[:, None], right=True)[:, 0]
-    return ids_B, scaled_BV.gather(-1, ids_B[:, None])[:, 0] - top_B - mass_BV.sum(-1).log()
+    return torch.searchsorted(cumulative_BN, torch.minimum(draw_B, below_B)[:, None], right=True)[:, 0]
 
 
 def _filtered(logits_BV: Tensor, d: Distribution) -> Tensor:
