@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from preftune.config import Recipe, SamplingConfig
 from preftune.engine import Engine
+from preftune.engine.allocator import keep_freed_memory
 from preftune.engine.values import ScalarHead, token_values
 from preftune.errors import DataError, PreftuneError, UsageError
 from preftune.formulas import kl_of_completions
@@ -165,6 +166,8 @@ class Session:
             if method.needs_reference(recipe):
                 set_reference(policy, recipe, live=is_live(recipe, method))
             bf16 = uses_bf16(recipe, policy)
+            if policy.device.type == "cpu":
+                keep_freed_memory()
             engine = Engine(policy, mode=recipe.model.attention, bf16=bf16)
             facts = {name: rows.facts for name, rows in loaded.items()} | facts_of([*benchmarks.values()])
             notes += rewards.share(engine)
