@@ -17,6 +17,7 @@ from torch import Tensor
 from preftune.engine.attention import NAME, PackedLayout, register
 from preftune.engine.certain import GradientLimit
 from preftune.engine.divergence import full_divergence
+from preftune.engine.fused import Fused
 from preftune.engine.head import ModuleHead, base_of, decoder_of, read_head, scores_of
 from preftune.engine.logprobs import fused_logprobs
 from preftune.engine.pack import Pack, PaddedBatch, PairsOfGroup, pack, unshare
@@ -68,6 +69,19 @@ class Engine:
         self._use(self.plain_attention)
         self.mode, self.reason = choose_mode(self, asked=mode)
         self._use(NAME if self.mode == "shared" else self.plain_attention)
+        self.fused = self._fuse()
+
+    def _fuse(self) -> Fused:
+        """Norms and gated products with fewer passes, on a CPU, of the policy and of a frozen copy of it."""
+        from preftune.engine.probe import probe_states
+
+        if self.policy.device.type != "cpu" or self.mode != "shared":
+            return Fused()
+        models = [m for m in (self.policy.base, self.policy.frozen) if m is not None]
+        fused = Fused(*models)
+        if self.bf16:
+            fused.put_out_half(*models, states=lambda: probe_states(self))
+        return fused
 
     def _use(self, attention: str) -> None:
         register()
@@ -84,11 +98,13 @@ class Engine:
         """Within this context the engine runs the padded path through the model's own attention."""
         before = self.mode
         self._use(self.plain_attention)
+        self.fused.off()
         self.mode = "padded"
         try:
             yield
         finally:
             self.mode = before
+            self.fused.on()
             self._use(NAME if before == "shared" else self.plain_attention)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -152,6 +152,19 @@ def _shared_fault(engine: Engine) -> str | None:
     return None if worst <= limit else f"hidden states differ by {worst:.1e} of their size, over {limit:.0e}"
 
 
+@torch.no_grad()
+def probe_states(engine: Engine) -> Tensor:
+    """Last hidden states of the probe's groups, packed and as the engine computes them: [N, D]."""
+    (row,) = pack(_groups(engine.policy.base.get_input_embeddings().weight.shape[0]), 100_000)
+    training = {m: m.training for m in engine.policy.model.modules()}
+    engine.policy.model.eval()
+    try:
+        return engine.token_states(row, engine.policy.model)
+    finally:
+        for module, before in training.items():
+            module.training = before
+
+
 def _shift(engine: Engine) -> int:
     return max((engine.policy.context_length or 4096) - 64, 0)
 
