@@ -42,8 +42,10 @@ results: $(STAMP) ## the demo over three seeds with its controls; writes docs/re
 torture: $(STAMP) ## kill -9, fuzzed rows, wrong recipes, fuzzed completions (longer than the tests)
 	$(BIN)/python tests/torture/run.py
 
-bench: $(STAMP) ## speed against the yardstick library
+bench: $(STAMP) ## speed against the yardstick library, share of the machine's limit, growth; writes docs/benchmarks.md
 	$(BIN)/python benchmarks/yardstick.py
+	$(BIN)/python benchmarks/limit.py
+	$(BIN)/python benchmarks/growth.py
 
 clean: ## remove .venv and caches (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

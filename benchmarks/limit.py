@@ -1,5 +1,6 @@
 """The update's share of the machine's own limit, into docs/benchmarks.md.
 
+    python benchmarks/limit.py [--peers FOLDER]
     python benchmarks/limit.py --model FOLDER --pairs FILE --prompts FILE [--name tiny] [--threads 2]
 
 The numerator: floating-point operations that the useful tokens need, each prompt counted once however many completions
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -125,9 +127,10 @@ def write(rows: dict[str, str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--pairs", type=Path, required=True, help="rows for dpo and reward")
-    parser.add_argument("--prompts", type=Path, required=True, help="rows for grpo")
+    parser.add_argument("--peers", type=Path, default=ROOT.parent / "shared" / "peers", help="the yardstick's scripts")
+    parser.add_argument("--model", type=Path, help="a folder; without it the yardstick's two models are made")
+    parser.add_argument("--pairs", type=Path, help="rows for dpo and reward; needed with --model")
+    parser.add_argument("--prompts", type=Path, help="rows for grpo; needed with --model")
     parser.add_argument("--name", default="tiny", help="of the model, in the table")
     parser.add_argument("--methods", default="grpo,dpo,reward")
     parser.add_argument("--precisions", default="fp32,bf16")
@@ -135,7 +138,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if args.model is not None:
+        if args.pairs is None or args.prompts is None:
+            parser.error("--model needs --pairs and --prompts")
+        table(args)
+        return
+    if not (args.peers / "prepare.py").exists():
+        sys.exit(f"{args.peers} holds no prepare.py; name the folder of the yardstick's scripts with --peers")
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        subprocess.run([sys.executable, str(args.peers / "prepare.py"), text], check=True, capture_output=True)
+        args.pairs, args.prompts = folder / "pairs.jsonl", folder / "prompts.jsonl"
+        args.model = folder / "tiny"
+        table(args)
+        args.model, args.name, args.methods = folder / "smol135", "smol135", "dpo"
+        args.steps, args.batch = 2, 4
+        table(args)
 
+
+def table(args: argparse.Namespace) -> None:
+    """Measure each method in each precision and write its row."""
     import torch
 
     torch.set_num_threads(args.threads)
