@@ -4,7 +4,7 @@ For spans of a few hundred tokens the flash kernel's blocks are small, and mergi
 prompt, itself) costs as much as the products. Here every span is laid beside its prompt, spans of like length make one
 batch, and a layer is a product, a softmax and a product; the probabilities are kept for the backward, which then needs
 four products and no second softmax. The keys of a prompt are copied once for each of its completions, for one layer at
-a time and in the forward's kept tensors; `preftune.engine.attention` says for which spans that pays.
+a time and in the forward's kept tensors; `preftune.engine.spans` says for which spans that pays.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class ShortSpans:
         while left:
             first = left[0]
             chosen = [s for s in left if s.length >= LIKE * first.length and (s.prefix > 0) == (first.prefix > 0)]
-            left = [s for s in left if s not in chosen]
+            done = set(chosen)
+            left = [s for s in left if s not in done]
             self.batches.append(_Batch(chosen))
         self.places = self.rows = torch.empty(0, dtype=torch.long)
         if self.batches:
@@ -100,8 +101,8 @@ class ShortSpans:
             rows, order = torch.cat([b.queries for b in self.batches])[valid].sort()
             self.rows, self.places = rows, valid.nonzero()[:, 0][order]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, list[Kept]]:
-        """Attention of `rows`: [rows, H·d_v], and what the backward needs.
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, *, keep: bool) -> tuple[Tensor, list[Kept]]:
+        """Attention of `rows`: [rows, H·d_v], and with `keep` what the backward needs.
 
         Args:
             q: [N, H, d], the packed row's queries.
@@ -119,7 +120,8 @@ class ShortSpans:
             here = out[done : done + b.n * b.length].view(b.n, b.length, heads, repeats, -1)
             here.copy_(torch.bmm(probs, values).view(b.n, heads, repeats, b.length, -1).permute(0, 3, 1, 2, 4))
             done += b.n * b.length
-            kept.append((queries, keys, values, probs))
+            if keep:
+                kept.append((queries, keys, values, probs))
         return out.index_select(0, self.places), kept
 
     def add_gradients(

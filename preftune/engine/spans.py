@@ -58,7 +58,7 @@ class SpanAttention(torch.autograd.Function):
         out_NE: Tensor | None = None
         kept: list[Kept] = []
         if not spans.all_long:
-            out_NE, kept = spans.short.attend(_by_token(q), _by_token(k), _by_token(v), scale)
+            out_NE, kept = spans.short.attend(_by_token(q), _by_token(k), _by_token(v), scale, keep=needed)
         if spans.all_short:
             assert out_NE is not None
             out = _by_head(out_NE, shape)

@@ -94,13 +94,14 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, d: Distribution, seen_BV: Tenso
     top_B = scaled_BV.amax(-1)
     # Sums of exp(logit − top) need no softmax: a division and two logarithms a row take the place of passes over V.
     mass_BV = (scaled_BV - top_B[:, None]).exp_()
-    sums_BN = _blocks(mass_BV).sum(-1)
+    blocks_BNW = _blocks(mass_BV)
+    sums_BN = blocks_BNW.sum(-1)
     cumulative_BN = sums_BN.cumsum(-1)
     total_B = cumulative_BN[:, -1]
     draw_B = uniform_B.to(total_B.dtype) * total_B
     block_B = _first_above(cumulative_BN, draw_B)
     before_B = F.pad(cumulative_BN, (1, 0)).gather(-1, block_B[:, None])[:, 0]
-    inside_BW = _blocks(mass_BV)[torch.arange(len(block_B), device=block_B.device), block_B].cumsum(-1)
+    inside_BW = blocks_BNW[torch.arange(len(block_B), device=block_B.device), block_B].cumsum(-1)
     ids_B = block_B * _WIDTH + _first_above(inside_BW, (draw_B - before_B).clamp(min=0.0))
     return ids_B, scaled_BV.gather(-1, ids_B[:, None])[:, 0] - top_B - total_B.log()
 

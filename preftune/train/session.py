@@ -272,7 +272,10 @@ class Session:
     def facts(self) -> dict[str, Any]:
         """What the manifest says of this session."""
         return {
-            "data": self.data_facts, "engine": {"mode": self.engine.mode, "reason": self.engine.reason},
+            "data": self.data_facts, "engine": {
+                "mode": self.engine.mode, "reason": self.engine.reason, "fused_norms": self.engine.fused.norms,
+                "fused_gated": self.engine.fused.gated, "half_norms": self.engine.fused.half_norms,
+            },
             "counts": {k: str(v) for k, v in self.counts.items()}, "lineage": self.policy.lineage,
             "precision": self.precision, "steps": self.steps, "max_tokens_per_batch": self.budget,
             "rewards": list(self.rewards.names),
