@@ -5,9 +5,10 @@
 A small Qwen3 with random weights, built on the spot, on the CPU in fp32, all weights trained with AdamW. A point of an
 update's axis is one SFT update on one group in one pack: packing, forward, backward, clipping, optimizer; the median
 of up to three steps after one that warms up. A point of the rows' axis is one `preftune.train("dpo", …)` of one step on
-a JSONL of that many rows. Every point is a process of its own; its memory is the largest resident size, less that
-before the model was loaded (libraries imported), as the system's allocator has it. Axes measured before stay on the
-page. Seconds are the clock's: run nothing beside it.
+a JSONL of that many rows, started twice with one fresh PREFTUNE_CACHE: the first start prepares and stores the rows.
+Every update and every start is a process of its own; its memory is the largest resident size, less that before the
+model was loaded (libraries imported), as the system's allocator has it. Axes measured before stay on the page. Seconds
+are the clock's: run nothing beside it.
 """
 
 from __future__ import annotations
@@ -17,90 +18,38 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from long_trace import FAINT, INK, PAGE, PLAIN, SAVED, Line, peak, resident
+from common import IMAGES, MIB, PAGE, in_own_process, peak, resident, word_tokenizer
+from growth_axes import (
+    AXES,
+    BATCH,
+    HEAD,
+    HEADS,
+    INNER,
+    KV_HEADS,
+    LAYERS,
+    POSITIONS,
+    ROW_WORDS,
+    STARTS,
+    WIDTH,
+    WORDS,
+    Axis,
+    Row,
+)
+from growth_page import MARK, read_back, write
 
-PLOT = PAGE.parent / "images" / "growth.svg"
-MARK = "<!-- growth -->"
-WIDTH, LAYERS, HEADS, KV_HEADS, HEAD, INNER, WORDS, POSITIONS = 256, 6, 4, 2, 64, 768, 4096, 16384
+PLOT = IMAGES / "growth.svg"
 STEPS, QUICK_STEPS = 3, 1
 ENOUGH = 4.0
 """Seconds of measured steps after which a point makes no further one."""
-ROW_WORDS, BATCH = 16, 8
 ROOM = 0.8
 """Share of the free memory that a point of the rows' axis may be expected to need."""
-
-Row = dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One thing that grows.
-
-    Attributes:
-        key: what `--only` looks in, and the name of the setting that takes each of `values`.
-        fixed: the other settings of the update.
-        quick: how many of the values `--quick` measures.
-    """
-
-    key: str
-    title: str
-    setting: str
-    values: tuple[int, ...]
-    fixed: dict[str, int]
-    note: str
-    quick: int
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Of the table: name of a measurement → heading, the value itself first."""
-        if self.setting == "rows":
-            return {"x": self.setting, "ready": "s to the first step", "ready_mib": "MiB by then",
-                    "seconds": "s of the whole command", "mib": "MiB of the whole run"}  # fmt: skip
-        shared = {"own_rate": "tokens/s, each completion with its own prompt"}
-        return {"x": self.setting, "seconds": "s of one update", "rate": "packed tokens/s",
-                **(shared if self.shares else {}), "mib": "MiB"}  # fmt: skip
-
-    @property
-    def shares(self) -> bool:
-        """Whether a prompt stands before several completions."""
-        return self.setting != "completion"
-
-    @property
-    def speed(self) -> str:
-        """What the left panel shows."""
-        return "ready" if self.setting == "rows" else "rate"
-
-
-GROUP = {"prompt": 512, "completion": 128, "group": 8, "vocabulary": WORDS, "layers": LAYERS, "checkpointing": 0}
-LENGTHS = (128, 512, 1024, 2048, 4096)
-ALONE = {**GROUP, "prompt": 64, "group": 1}
-AXES = (
-    Axis("prompt", "Length of the prompt", "prompt", (64, 256, 1024, 2048, 4096), GROUP,
-         "8 completions of 128 tokens", 3),
-    Axis("group", "Size of the group", "group", (1, 2, 4, 8, 16, 32), GROUP,
-         "prompt of 512, completions of 128 tokens", 4),
-    Axis("vocabulary", "Vocabulary", "vocabulary", (4096, 16384, 32768, 65536, 131072), GROUP,
-         "prompt of 512, 8 completions of 128 tokens; embedding and head are one matrix", 3),
-    Axis("depth", "Depth", "layers", (2, 4, 8, 16, 24), GROUP, "prompt of 512, 8 completions of 128 tokens", 3),
-    Axis("completion", "Length of the completion", "completion", LENGTHS, ALONE,
-         "one completion behind a prompt of 64 tokens", 3),
-    Axis("completion, checkpointing", "Length of the completion, with gradient checkpointing", "completion",
-         LENGTHS, {**ALONE, "checkpointing": 1}, "one completion behind a prompt of 64 tokens", 3),
-    Axis("rows", "Rows of data", "rows", (1000, 10_000, 100_000, 1_000_000), {},
-         f"DPO, one step on {BATCH} rows; prompts of {ROW_WORDS + 2} tokens, answers of {ROW_WORDS}. The aim is that "
-         "neither start-up time nor memory grows: exponents of 0", 3),
-)  # fmt: skip
-PANELS = (("prompt",), ("group",), ("vocabulary",), ("depth",), ("completion", "completion, checkpointing"), ("rows",))
-"""Axes that share their two panels of the plot."""
 
 
 # --- one point, in a process of its own -------------------------------------------------------------------------------
@@ -109,16 +58,8 @@ PANELS = (("prompt",), ("group",), ("vocabulary",), ("depth",), ("completion", "
 def model_folder(folder: Path, vocabulary: int, layers: int) -> Path:
     """A model with random weights, and a tokenizer of words."""
     import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    pieces = ["<pad>", "<eos>", "<unk>", *(f" w{i}" for i in range(3, vocabulary))]
-    backend = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r" w\d+"), "isolated")
-    backend.decoder = decoders.Fuse()
-    tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=layers,
@@ -126,7 +67,7 @@ def model_folder(folder: Path, vocabulary: int, layers: int) -> Path:
         tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=1,
     )  # fmt: skip
     Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    word_tokenizer(vocabulary).save_pretrained(folder)
     return folder
 
 
@@ -197,7 +138,7 @@ def write_rows(path: Path, count: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def run(folder: Path, data: Path, began: float) -> Row:
+def run(folder: Path, data: Path, output: Path, began: float) -> Row:
     """A run of one step: seconds from the command's start (`began`) until training begins, and memory by then."""
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
@@ -217,7 +158,7 @@ def run(folder: Path, data: Path, began: float) -> Row:
         "dpo",
         model={"path": str(folder), "dtype": "float32", "device": "cpu"},
         data={"path": str(data)},
-        output=data.parent / "run",
+        output=output,
         train={"steps": 1, "batch_size": BATCH, "warmup": 0.0},
         log={"sinks": []},
     )
@@ -235,7 +176,7 @@ def point(one: dict[str, Any], threads: int) -> Row:
             model_folder(folder / f"{vocabulary}-{layers}", vocabulary, layers)
         return {}
     if one["do"] == "run":
-        return run(folder, Path(one["data"]), one["began"])
+        return run(folder, Path(one["data"]), Path(one["output"]), one["began"])
     return update(folder, one["setting"], one["steps"])
 
 
@@ -245,23 +186,49 @@ def point(one: dict[str, Any], threads: int) -> Row:
 def ask(one: dict[str, Any], threads: int, cache: Path) -> Row:
     """Run one point. This process stays small and without torch: what it forks begins with its size."""
     start = time.monotonic()
+    environment = {**os.environ, "PREFTUNE_CACHE": str(cache), "OMP_NUM_THREADS": str(threads)}
     asked = json.dumps({**one, "began": start})
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "--one", asked, "--threads", str(threads)],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "PREFTUNE_CACHE": str(cache), "OMP_NUM_THREADS": str(threads)},
-    )  # fmt: skip
-    if done.returncode:
-        sys.exit(f"{asked} failed:\n{done.stderr[-2000:]}")
-    found: Row = {"seconds": time.monotonic() - start}
-    found.update(json.loads(done.stdout.strip().splitlines()[-1]))
-    return found
+    row: Row = in_own_process(__file__, "--one", asked, "--threads", str(threads), environment=environment)
+    return {"seconds": time.monotonic() - start, **row}
 
 
 def free_mib() -> float:
     import psutil
 
-    return float(psutil.virtual_memory().available / 2**20)
+    return float(psutil.virtual_memory().available / MIB)
+
+
+def expected(rows: Sequence[Row], value: int, name: str) -> float:
+    """This measurement of the rows' next point, by the line through the last two."""
+    one, two = rows[-2:]
+    return two[name] + (value - two["x"]) * (two[name] - one[name]) / (two["x"] - one["x"])
+
+
+def fits(rows: Sequence[Row], value: int) -> bool:
+    """Whether the rows' next point may be run; tells what its two starts are expected to take."""
+    if len(rows) < 2:
+        return True
+    need = expected(rows, value, "first_mib")
+    first, later = (expected(rows, value, f"{start}_seconds") for start in STARTS)
+    print(f"rows {value:,}: expected {first:,.0f} s, then {later:,.0f} s, and {need:,.0f} MiB", flush=True)
+    if need > ROOM * free_mib():
+        print(f"rows {value:,}: left out, {need:,.0f} MiB are over {ROOM:.0%} of what is free", flush=True)
+        return False
+    return True
+
+
+def two_starts(folder: Path, value: int, threads: int) -> Row:
+    """A run on so many rows, twice with one cache folder that nothing else has used."""
+    found: Row = {}
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        data, cache = Path(own) / "rows.jsonl", Path(own) / "cache"
+        cache.mkdir()
+        write_rows(data, value)
+        one = {"do": "run", "folder": str(folder / f"{WORDS}-{LAYERS}"), "data": str(data)}
+        for start in STARTS:
+            row = ask({**one, "output": str(Path(own) / start)}, threads, cache)
+            found.update({f"{start}_{name}": number for name, number in row.items()})
+    return found
 
 
 def measure(axis: Axis, folder: Path, args: argparse.Namespace) -> list[Row]:
@@ -269,25 +236,15 @@ def measure(axis: Axis, folder: Path, args: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for value in axis.values[: axis.quick] if args.quick else axis.values:
         if axis.setting == "rows":
-            if value > args.rows:
+            if value > args.rows or not fits(rows, value):
                 break
-            if len(rows) > 1:
-                need = rows[-1]["mib"] + (value - rows[-1]["x"]) * slope(rows[-2:])
-                if need > ROOM * free_mib():
-                    print(f"{axis.key} {value:,}: left out, it would need about {need:,.0f} MiB", flush=True)
-                    break
-            with tempfile.TemporaryDirectory(dir=folder) as own:
-                data = Path(own) / "rows.jsonl"
-                write_rows(data, value)
-                model = folder / f"{WORDS}-{LAYERS}"
-                row = ask({"do": "run", "folder": str(model), "data": str(data)}, args.threads, Path(own))
+            row = two_starts(folder, value, args.threads)
         else:
             setting = {**axis.fixed, axis.setting: value}
             model = folder / f"{setting['vocabulary']}-{setting['layers']}"
             steps = QUICK_STEPS if args.quick else STEPS
-            row = ask(
-                {"do": "update", "folder": str(model), "setting": setting, "steps": steps}, args.threads, folder
-            )  # fmt: skip
+            one = {"do": "update", "folder": str(model), "setting": setting, "steps": steps}
+            row = ask(one, args.threads, folder)
         rows.append({"x": float(value), **row})
         print(axis.key, f"{value:,}", {name: round(number, 3) for name, number in row.items()}, flush=True)
     return rows
@@ -303,182 +260,6 @@ def models_of(axes: Sequence[Axis]) -> list[tuple[int, int]]:
     return list(found)
 
 
-def slope(rows: Sequence[Row]) -> float:
-    """MiB a row of data between the first and the last of these points."""
-    return (rows[-1]["mib"] - rows[0]["mib"]) / (rows[-1]["x"] - rows[0]["x"])
-
-
-def exponent(points: Sequence[tuple[float, float]]) -> float:
-    """p of y ∝ x^p by least squares of the logarithms."""
-    logs = [(math.log(x), math.log(y)) for x, y in points]
-    mean_x, mean_y = (statistics.fmean(one[i] for one in logs) for i in (0, 1))
-    spread = sum((x - mean_x) ** 2 for x, _ in logs)
-    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
-
-
-def shown(name: str, value: float) -> str:
-    if name in ("ready", "seconds"):
-        return f"{value:,.3f}" if value < 10 else f"{value:,.1f}"
-    return f"{value:,.0f}"
-
-
-def section(axis: Axis, rows: Sequence[Row], setup: str) -> str:
-    """One axis: what is fixed, its table, and how each column grows."""
-    columns = axis.columns
-    out = [f"### {axis.title}", "", f"{axis.note}. {setup}", "", f"| {' | '.join(columns.values())} |"]
-    out += ["|" + "---|" * len(columns)]
-    out += ["| " + " | ".join(shown(name, row[name]) for name in columns) + " |" for row in rows]
-    if len(rows) > 1:
-        names = [name for name in columns if name != "x"]
-        points = {name: [(row["x"], row[name]) for row in rows] for name in names}
-        grown = "; ".join(f"{columns[n]} {exponent(p):.2f} ({exponent(p[-2:]):.2f})" for n, p in points.items())
-        out += ["", f"Exponents over {axis.setting}, by least squares of the logarithms (of the last two): {grown}."]
-        lines = []
-        for name in (n for n in names if "rate" not in n):
-            line = Line.through([(int(row["x"]), row[name]) for row in rows])
-            lines.append(
-                f"{columns[name]} ≈ {line.a:.3g} + {line.b:.3g} · {axis.setting} (off by up to {line.worst:.0%})"
-            )
-        out += ["", f"As lines: {'; '.join(lines)}."]
-    return "\n".join(out) + "\n"
-
-
-def read_back(text: str) -> dict[str, tuple[list[Row], str]]:
-    """The axes of a section written before: their rows and how they were measured."""
-    found: dict[str, tuple[list[Row], str]] = {}
-    parts = {part.partition("\n")[0]: part for part in text.split("### ")[1:]}
-    for axis in AXES:
-        part = parts.get(axis.title, "")
-        cells = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")][1:]
-        rows = [dict(zip(axis.columns, (float(c.replace(",", "")) for c in row), strict=True)) for row in cells]
-        if rows:
-            found[axis.key] = rows, part.split("\n\n")[1].removeprefix(f"{axis.note}. ")
-    return found
-
-
-def text_of(found: dict[str, tuple[list[Row], str]]) -> str:
-    """The section of docs/benchmarks.md."""
-    from importlib.metadata import version
-
-    from preftune.train.folder import hardware
-
-    facts = hardware()
-    head = (
-        f"Machine: {facts['processor']}, {facts['cores']} cores, {facts.get('memory_gib', '?')} GiB. Python "
-        f"{sys.version.split()[0]}, torch {version('torch')}, transformers {version('transformers')}. Qwen3 of width "
-        f"{WIDTH}, inner width {INNER}, {LAYERS} layers, {HEADS} heads of {HEAD} on {KV_HEADS} of keys and values, "
-        f"{WORDS:,} words, unless an axis says otherwise; fp32, all weights trained. MiB: largest resident size of the "
-        "process, less that before the model was loaded; weights, gradients and optimizer are in it. The whole group "
-        "is one pack here; in a run `train.max_tokens_per_batch` bounds a pack."
-    )
-    body = [section(axis, *found[axis.key]) for axis in AXES if axis.key in found]
-    return "\n".join([head, "", "![rate and memory over each axis](images/growth.svg)", "", *body])
-
-
-# --- the plot ---------------------------------------------------------------------------------------------------------
-
-PANEL, TALL, LEFT, TOP, BOTTOM = 262, 190, 46, 38, 34
-
-
-def short(value: float) -> str:
-    if value >= 1024 and value % 1024 == 0:
-        return f"{value / 1024:g}k"
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def panel(title: str, series: Sequence[tuple[str, str, list[tuple[float, float]]]], left: float, top: float) -> str:
-    """One panel, logarithmic both ways, at least a decade high: (name, colour, points) with their fitted lines."""
-    xs, ys = ([one[i] for _, _, points in series for one in points] for i in (0, 1))
-    low, high = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)))
-    high = max(high, low + 1)
-    first, last = math.log(min(xs)), math.log(max(*xs, min(xs) * 2))
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = (math.log(x) - first) / (last - first) * (PANEL - LEFT - 22)
-        up = (math.log10(y) - low) / (high - low) * (TALL - TOP - BOTTOM)
-        return round(left + LEFT + across, 1), round(top + TALL - BOTTOM - up, 1)
-
-    out = [f'<text x="{left + LEFT}" y="{top + 14}" font-weight="600">{title}</text>']
-    for power in range(low, high + 1):
-        _, y = at(min(xs), 10.0**power)
-        out.append(f'<line x1="{left + LEFT}" x2="{left + PANEL - 22}" y1="{y}" y2="{y}" stroke="{FAINT}"/>')
-        out.append(
-            f'<text x="{left + LEFT - 5}" y="{y + 4}" text-anchor="end" font-size="10">{short(10.0**power)}</text>'
-        )
-    for x in sorted(set(xs)):
-        place, y = at(x, 10.0**low)
-        out.append(f'<text x="{place}" y="{y + 14}" text-anchor="middle" font-size="9">{short(x)}</text>')
-    for number, (name, colour, points) in enumerate(series):
-        label = name
-        if len(points) > 1:
-            p = exponent(points)
-            mean_x, mean_y = (math.exp(statistics.fmean(math.log(one[i]) for one in points)) for i in (0, 1))
-            ends = [(x, mean_y * (x / mean_x) ** p) for x in (points[0][0], points[-1][0])]
-            held = [at(x, min(max(y, 10.0**low), 10.0**high)) for x, y in ends]
-            out.append('<line x1="{}" y1="{}" x2="{}" y2="{}" '.format(*held[0], *held[1]) + f'stroke="{colour}"/>')
-            label = f"{name} ({p:+.2f})"
-        out += ['<circle cx="{}" cy="{}" '.format(*at(x, y)) + f'r="3" fill="{colour}"/>' for x, y in points]
-        spot = left + LEFT + number * (PANEL - LEFT) / 2
-        out.append(f'<text x="{spot}" y="{top + 29}" font-size="10" fill="{colour}">{label}</text>')
-    return "\n".join(out)
-
-
-def draw(found: dict[str, tuple[list[Row], str]]) -> str:
-    """Two panels for every axis, speed and memory, two axes abreast."""
-    axes = {axis.key: axis for axis in AXES}
-    panels: list[tuple[str, list[tuple[str, str, list[tuple[float, float]]]]]] = []
-
-    def points(key: str, what: str) -> list[tuple[float, float]]:
-        return [(row["x"], row[what]) for row in found[key][0]]
-
-    for keys in ([key for key in some if key in found] for some in PANELS):
-        if not keys:
-            continue
-        axis = axes[keys[0]]
-        if axis.setting == "completion":
-            kinds = [("checkpointing", SAVED) if "check" in key else ("plain", PLAIN) for key in keys]
-            speed = [(*kind, points(key, "rate")) for kind, key in zip(kinds, keys, strict=True)]
-            memory = [(*kind, points(key, "mib")) for kind, key in zip(kinds, keys, strict=True)]
-        else:
-            speed = [("packed" if axis.speed == "rate" else "seconds", PLAIN, points(axis.key, axis.speed))]
-            if axis.speed == "rate":
-                speed.append(("own prompt", SAVED, points(axis.key, "own_rate")))
-            memory = [("MiB", PLAIN, points(axis.key, "mib"))]
-        told = "s to the first step" if axis.speed == "ready" else "tokens/s"
-        panels += [(f"{axis.setting}: {told}", speed), (f"{axis.setting}: MiB", memory)]
-    width, height = 4 * PANEL, TALL * math.ceil(len(panels) / 4) + 22
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="system-ui, sans-serif" font-size="12" fill="{INK}">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        *(panel(title, series, PANEL * (i % 4), TALL * (i // 4)) for i, (title, series) in enumerate(panels)),
-        f'<text x="{LEFT}" y="{height - 8}" font-size="11">logarithmic both ways; in brackets the exponent, '
-        "the slope of the fitted line</text>",
-    ]
-    return "\n".join([*out, "</svg>"]) + "\n"
-
-
-def write(found: dict[str, tuple[list[Row], str]], page: Path, plot: Path) -> None:
-    """The section between its marks, appended where the page has none, and the plot."""
-    old = page.read_text(encoding="utf-8") if page.exists() else ""
-    if old.count(MARK) != 2:
-        old += (
-            f"\n## How rate and memory grow\n\n`python benchmarks/growth.py`: each point a process of its own.\n\n"
-            f"{MARK}\n{MARK}\n"
-        )
-    before, _, rest = old.partition(MARK)
-    _, _, after = rest.partition(MARK)
-    page.write_text(f"{before}{MARK}\n{text_of(found)}{MARK}{after}", encoding="utf-8")
-    plot.parent.mkdir(parents=True, exist_ok=True)
-    plot.write_text(draw(found), encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     keys = "; ".join(axis.key for axis in AXES)
@@ -486,7 +267,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="the smaller values alone, one step each")
     parser.add_argument("--rows", type=int, default=10**6, help="the most rows of data")
-    parser.add_argument("--out", type=Path, help="write growth.md and growth.svg there and leave the docs alone")
+    parser.add_argument("--out", type=Path, help="write growth.md and images/growth.svg there, not the docs")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -505,7 +286,7 @@ def main() -> None:
         folder = Path(name)
         ask({"do": "models", "folder": name, "models": models_of(axes)}, args.threads, folder)
         for axis in axes:
-            own = f"Threads: {args.threads}; one run a point." if axis.setting == "rows" else setup
+            own = f"Threads: {args.threads}." if axis.setting == "rows" else setup
             found[axis.key] = measure(axis, folder, args), own
     write(found, page, plot)
     print(page.read_text(encoding="utf-8") if args.out else f"written: {page}, {plot}")

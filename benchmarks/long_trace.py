@@ -15,22 +15,32 @@ import argparse
 import json
 import math
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
-PLOT = ROOT / "docs" / "images" / "long-trace.svg"
+from common import (
+    FAINT,
+    IMAGES,
+    INK,
+    MIB,
+    PAGE,
+    PLAIN,
+    SAVED,
+    Line,
+    in_own_process,
+    machine,
+    peak,
+    put,
+    resident,
+    word_tokenizer,
+)
+
+PLOT = IMAGES / "long-trace.svg"
 MARK = "<!-- long-trace -->"
 LAYERS, WIDTH, INNER, HEAD, WORDS, POSITIONS = 2, 64, 128, 32, 4096, 1 << 17
-MIB = 2**20
 PROMPT = 32
 LONG = 32768
 
@@ -38,15 +48,8 @@ LONG = 32768
 def model_folder(folder: Path) -> Path:
     """The model with random weights."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    pieces = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(3, WORDS))]
-    backend = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS, num_attention_heads=1,
@@ -54,20 +57,8 @@ def model_folder(folder: Path) -> Path:
         eos_token_id=1,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    word_tokenizer(WORDS).save_pretrained(folder)
     return folder
-
-
-def peak() -> float:
-    """Largest resident size of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def resident() -> float:
-    """Resident size of this process now, MiB."""
-    import psutil
-
-    return float(psutil.Process().memory_info().rss / MIB)
 
 
 def update(folder: Path, length: int, checkpointing: bool) -> dict[str, float]:
@@ -148,28 +139,6 @@ def decode(folder: Path, length: int) -> list[dict[str, float]]:
     return [{"at": n, "rate": 256 / (times[n - 1] - times[n - 257]), "mib": memory[n]} for n in places]
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """The least-squares line a + b·n through measured points."""
-
-    a: float
-    b: float
-    worst: float
-
-    @classmethod
-    def through(cls, points: Sequence[tuple[int, float]]) -> Line:
-        """Weighted by 1/n², so that relative errors count alike. `worst`: largest |residual| / value."""
-        weights = [1 / n**2 for n, _ in points]
-        total = sum(weights)
-        mean_n = sum(w * n for w, (n, _) in zip(weights, points, strict=True)) / total
-        mean_m = sum(w * m for w, (_, m) in zip(weights, points, strict=True)) / total
-        spread = sum(w * (n - mean_n) ** 2 for w, (n, _) in zip(weights, points, strict=True))
-        shared = sum(w * (n - mean_n) * (m - mean_m) for w, (n, m) in zip(weights, points, strict=True))
-        b = shared / spread
-        a = mean_m - b * mean_n
-        return cls(a, b, max(abs(m - a - b * n) / m for n, m in points))
-
-
 def rule(checkpointing: bool) -> int:
     """Floats a token by docs/architecture.md."""
     layer = 10 * WIDTH + 4 * INNER
@@ -187,7 +156,7 @@ def exponent(points: Sequence[tuple[int, float]]) -> float:
     return math.log(m1 / m0) / math.log(n1 / n0)
 
 
-def text_of(updates: dict[bool, list[dict[str, float]]], decoded: list[dict[str, float]], machine: str) -> str:
+def text_of(updates: dict[bool, list[dict[str, float]]], decoded: list[dict[str, float]], about: str) -> str:
     """The section of docs/benchmarks.md."""
     rows = []
     for plain, saved in zip(updates[False], updates[True], strict=True):
@@ -195,7 +164,7 @@ def text_of(updates: dict[bool, list[dict[str, float]]], decoded: list[dict[str,
             f"| {int(plain['length']):,} | {plain['mib']:,.0f} | {saved['mib']:,.0f} | {plain['seconds']:,.1f} | "
             f"{saved['seconds']:,.1f} |"
         )
-    out = [machine, "", "![memory and time over length](images/long-trace.svg)", ""]
+    out = [about, "", "![memory and time over length](images/long-trace.svg)", ""]
     out += [
         "| tokens in one completion | MiB, plain | MiB, checkpointing | seconds, plain | seconds, checkpointing |",
         "|---|---|---|---|---|",
@@ -220,7 +189,6 @@ def text_of(updates: dict[bool, list[dict[str, float]]], decoded: list[dict[str,
 
 # --- the plot ---------------------------------------------------------------------------------------------------------
 
-PLAIN, SAVED, INK, FAINT = "#c2410c", "#2563a8", "#1f2933", "#d9dee4"
 PANEL, TALL, LEFT, TOP, BOTTOM = 380, 250, 58, 34, 40
 
 
@@ -299,34 +267,23 @@ def main() -> None:
         folder = model_folder(Path(name) / "model")
 
         def once(what: str) -> Any:
-            command = [sys.executable, "-W", "ignore", __file__, "--one", what, "--folder", str(folder)]
-            command += ["--threads", str(args.threads)]
             # Freed tensors go back at once; glibc would keep some, and the peak would tell of its habits.
             environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-            if done.returncode:
-                sys.exit(f"{what} failed:\n{done.stderr[-2000:]}")
-            print(what, done.stdout.strip(), flush=True)
-            return json.loads(done.stdout.strip().splitlines()[-1])
+            flags = ("--one", what, "--folder", str(folder), "--threads", str(args.threads))
+            found = in_own_process(__file__, *flags, environment=environment)
+            print(what, json.dumps(found), flush=True)
+            return found
 
         lengths = [int(text) for text in args.lengths.split(",")]
         updates = {on: [{"length": n, **once(f"{'on' if on else 'off'}:{n}")} for n in lengths] for on in (False, True)}
         decoded = once(f"decode:{args.decode}")
-    from preftune.train.folder import hardware
-
-    facts = hardware()
-    machine = (
-        f"Machine: {facts['processor']}, {args.threads} of {facts['cores']} cores, {facts.get('memory_gib', '?')} GiB. "
-        f"{LAYERS} layers of width {WIDTH}, inner width {INNER}, one head of {HEAD}, {WORDS:,} words; fp32."
+    about = (
+        f"{machine(args.threads)} {LAYERS} layers of width {WIDTH}, inner width {INNER}, one head of {HEAD}, "
+        f"{WORDS:,} words; fp32."
     )
-    text = text_of(updates, decoded, machine)
+    text = text_of(updates, decoded, about)
     print(text)
-    page = PAGE.read_text(encoding="utf-8")
-    before, mark, rest = page.partition(MARK)
-    if not mark:
-        sys.exit(f"{PAGE} has no {MARK}: add a section with two of them")
-    _, _, after = rest.partition(MARK)
-    PAGE.write_text(f"{before}{MARK}\n{text}{MARK}{after}", encoding="utf-8")
+    put(PAGE, MARK, text)
     PLOT.write_text(draw(updates), encoding="utf-8")
 
 

@@ -12,16 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
+from common import PAGE, in_own_process, machine, peak, put, word_tokenizer
+
 MARK = "<!-- roles -->"
 VOCABULARY = 49152
 LORA = {"r": 16, "alpha": 32}
@@ -30,16 +27,8 @@ LORA = {"r": 16, "alpha": 32}
 def make(folder: Path) -> None:
     """The model, and rows of random words."""
     import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    pieces = ["<pad>", "<eos>", "<unk>", *(f" w{i}" for i in range(3, VOCABULARY))]
-    backend = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r" w\d+"), "isolated")
-    backend.decoder = decoders.Fuse()
-    tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
@@ -47,7 +36,7 @@ def make(folder: Path) -> None:
         bos_token_id=None, eos_token_id=1,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    word_tokenizer(VOCABULARY).save_pretrained(folder / "model")
     rng = random.Random(0)
 
     def words(n: int) -> str:
@@ -86,7 +75,7 @@ def run(which: str, folder: Path, threads: int) -> None:
             sampling={"group_size": 4, "max_tokens": 128},
             train={**optimizer, "steps": 2, "batch_size": 4}, **common,
         )  # fmt: skip
-    print(json.dumps({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+    print(json.dumps({"peak_gib": peak() / 1024}))
 
 
 def main() -> None:
@@ -104,35 +93,21 @@ def main() -> None:
         make(folder)
 
         def once(which: str) -> float:
-            command = [sys.executable, "-W", "ignore", __file__, "--run", which, "--folder", str(folder)]
-            done = subprocess.run(
-                [*command, "--threads", str(args.threads)], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                sys.exit(f"{which} failed:\n{done.stderr[-2000:]}")
-            return float(json.loads(done.stdout.strip().splitlines()[-1])["peak_gib"])
+            flags = ("--run", which, "--folder", str(folder), "--threads", str(args.threads))
+            return float(in_own_process(__file__, *flags)["peak_gib"])
 
         once("reward")
         turns = [(once("ppo"), once("sft")) for _ in range(args.turns)]
     ratios = [ppo / sft for ppo, sft in turns]
     ppo, sft = (statistics.median(side) for side in zip(*turns, strict=True))
-    from preftune.train.folder import hardware
-
-    facts = hardware()
     text = (
-        f"Machine: {facts['processor']}, {facts['cores']} cores, {facts.get('memory_gib', '?')} GiB. "
-        f"{args.turns} paired turns.\n\n"
+        f"{machine()} {args.turns} paired turns.\n\n"
         "| PPO, four roles on one base | SFT, LoRA | ratio (smallest – largest) |\n|---|---|---|\n"
         f"| {ppo:.2f} GiB | {sft:.2f} GiB | **{statistics.median(ratios):.2f}** "
         f"({min(ratios):.2f} – {max(ratios):.2f}) |\n"
     )
     print(text)
-    page = PAGE.read_text(encoding="utf-8")
-    before, mark, rest = page.partition(MARK)
-    if not mark:
-        sys.exit(f"{PAGE} has no {MARK}: add a section with two of them")
-    _, _, after = rest.partition(MARK)
-    PAGE.write_text(f"{before}{MARK}\n{text}{MARK}{after}", encoding="utf-8")
+    put(PAGE, MARK, text)
 
 
 if __name__ == "__main__":
