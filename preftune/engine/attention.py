@@ -90,10 +90,15 @@ def register() -> None:
 
 
 class PackedLayout:
-    """How the tokens of one packed row attend. Built once per row, used by every layer."""
+    """How the tokens of one packed row attend. Built once per row, used by every layer.
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device | str) -> None:
+    Attributes:
+        needed: rows whose last state is read; a last layer that can (`preftune.engine.last`) leaves out the others.
+    """
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device | str, needed: Tensor | None = None) -> None:
         self.segments = tuple(segments)
+        self.needed = needed
         self.device = torch.device(device)
         self.longest = max((s.prompt + max((n for _, n in s.completions), default=0) for s in segments), default=0)
         self.tokens = max((s.end for s in segments), default=0)

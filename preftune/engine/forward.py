@@ -17,8 +17,10 @@ from torch import Tensor
 from preftune.engine.attention import NAME, PackedLayout, register
 from preftune.engine.certain import GradientLimit
 from preftune.engine.divergence import full_divergence
+from preftune.engine.even import STEP, even
 from preftune.engine.fused import Fused
 from preftune.engine.head import ModuleHead, base_of, decoder_of, read_head, scores_of
+from preftune.engine.last import LastLayers, rows_to_read
 from preftune.engine.logprobs import fused_logprobs
 from preftune.engine.pack import Pack, PaddedBatch, PairsOfGroup, pack, unshare
 from preftune.engine.padded import Memory, run_rows
@@ -69,7 +71,9 @@ class Engine:
         self._use(self.plain_attention)
         self.mode, self.reason = choose_mode(self, asked=mode)
         self._use(NAME if self.mode == "shared" else self.plain_attention)
+        self.last = LastLayers()
         self.fused = self._fuse()
+        self.last = self._narrow()
 
     def _fuse(self) -> Fused:
         """Norms and gated products with fewer passes, on a CPU, of the policy and of a frozen copy of it."""
@@ -82,6 +86,21 @@ class Engine:
         if self.bf16:
             fused.put_out_half(*models, states=lambda: probe_states(self))
         return fused
+
+    def _narrow(self) -> LastLayers:
+        """Last layers that run at the tokens that are read, of the policy and of a frozen copy of it."""
+        from preftune.engine.probe import probe_values, states_agree
+
+        if self.mode != "shared":
+            return LastLayers()
+        whole = probe_values(self)
+        self.last = LastLayers(*(m for m in (self.policy.base, self.policy.frozen) if m is not None))
+        try:
+            if self.last.taken and not states_agree(probe_values(self), whole):
+                self.last.drop()
+        except (RuntimeError, TypeError, ValueError):  # a layer of another form than it looks
+            self.last.drop()
+        return self.last
 
     def _use(self, attention: str) -> None:
         register()
@@ -99,12 +118,14 @@ class Engine:
         before = self.mode
         self._use(self.plain_attention)
         self.fused.off()
+        self.last.off()
         self.mode = "padded"
         try:
             yield
         finally:
             self.mode = before
             self.fused.on()
+            self.last.on()
             self._use(NAME if before == "shared" else self.plain_attention)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -132,13 +153,15 @@ class Engine:
         with self.autocast():
             if self.whole_logits:
                 return self._from_logits(packed, model, temperature, with_entropy)
+            count = len(packed.target_T)
+            packed = self._even(packed)
             states_TD = self._token_states(packed, model)
             head = read_head(model)
             logprobs_T, entropy_T = fused_logprobs(
                 states_TD, head.weight(), packed.target_T, bias_V=head.bias, scale=head.scale, softcap=head.softcap,
                 temperature=temperature, with_entropy=with_entropy,
             )  # fmt: skip
-        return TokenValues(logprobs_T, entropy_T)
+        return TokenValues(logprobs_T[:count], entropy_T if entropy_T is None else entropy_T[:count])
 
     def scores(self, packed: Pack, limit: GradientLimit | None = None) -> Tensor:
         """Raw scores of one pack in the order of `Pack.members`: [S], fp32, with the graph if enabled.
@@ -164,7 +187,7 @@ class Engine:
 
     def _token_states(self, packed: Pack, model: Any) -> Tensor:
         if self.mode == "shared":
-            return self._shared_states(packed, model)[packed.source_T]
+            return self._shared_states(packed, model, packed.source_T)
         return self._padded_states(packed, model)
 
     def last_states(self, packed: Pack, model: Any, limit: GradientLimit | None = None) -> Tensor:
@@ -179,9 +202,9 @@ class Engine:
         with self.autocast():
             if self.mode == "shared":
                 last = [at + n - 1 if n else s.start + s.prompt - 1 for s, at, n in spans]
+                source = torch.tensor(last, device=packed.input_ids_N.device)
                 with nullcontext() if limit is None else limit.acting(model, limit.in_row(packed)):
-                    states = self._shared_states(packed, model)
-                return states[torch.tensor(last, device=packed.input_ids_N.device)]
+                    return self._shared_states(packed, model, source)
             parts: list[Tensor] = []
             done = 0
             for rows in self._batches(unshare(packed)):
@@ -204,6 +227,8 @@ class Engine:
         """
         if self.scoring or self.whole_logits:
             raise ModelError(f"{type(self.policy.base).__name__} has no plain output head, so there is no KL over it")
+        count = len(packed.target_T)
+        packed = self._even(packed)
         with torch.no_grad(), self.policy.reference() as reference, self.autocast():
             theirs_TD = self._token_states(packed, reference)
             head = read_head(reference)
@@ -219,7 +244,7 @@ class Engine:
             divergence_T = full_divergence(
                 states_TD, mine_VD, theirs_TD, weight_VD, bias_V=head.bias, reference_bias_V=bias_V, **settings
             )
-        return TokenValues(logprobs_T, None), divergence_T
+        return TokenValues(logprobs_T[:count], None), divergence_T[:count]
 
     @torch.no_grad()
     def rate(self, groups: Sequence[Group], max_tokens: int) -> list[list[float]]:
@@ -230,13 +255,30 @@ class Engine:
                 out[g][c] = score
         return out
 
-    def _shared_states(self, packed: Pack, model: Any) -> Tensor:
-        layout = PackedLayout(packed.segments, packed.input_ids_N.device)
+    @property
+    def _compiles(self) -> bool:
+        """Whether every new shape of a product costs memory (`preftune.engine.even`)."""
+        return self.bf16 and self.policy.device.type == "cpu"
+
+    def _even(self, packed: Pack) -> Pack:
+        return even(packed) if self._compiles and self.mode == "shared" else packed
+
+    def rows_of(self, packed: Pack, source: Tensor) -> tuple[Tensor | None, Tensor]:
+        """For reading the last states at the rows `source` alone: `PackedLayout.needed`, and where each of `source`
+        stands among the states that then come out."""
+        chosen = rows_to_read(source, packed.tokens, step=STEP if self._compiles else 1) if self.last.taken else None
+        return (None, source) if chosen is None else chosen
+
+    def _shared_states(self, packed: Pack, model: Any, source: Tensor) -> Tensor:
+        """Last states at the rows `source` of the packed row, [len(source), D]."""
+        packed = self._even(packed)
+        needed, places = self.rows_of(packed, source)
+        layout = PackedLayout(packed.segments, packed.input_ids_N.device, needed)
         out = decoder_of(model)(
             input_ids=packed.input_ids_N[None], position_ids=packed.position_ids_N[None], use_cache=False, layout=layout
         )
         states: Tensor = out.last_hidden_state[0]
-        return states
+        return states[places]
 
     def _padded_states(self, packed: Pack, model: Any) -> Tensor:
         parts: list[Tensor] = []

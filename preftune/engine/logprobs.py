@@ -28,6 +28,10 @@ from torch.autograd.function import once_differentiable
 CHUNK_ELEMENTS = 1 << 24
 """Logits held at a time: 64 MiB per buffer in fp32. Smaller chunks re-read the head's weight more often."""
 
+_KEPT_CHUNK_ELEMENTS, _FEWEST_ROWS = 1 << 20, 128
+"""Logits held at a time, and the fewest tokens of a chunk, where what the backward needs of all of them is kept: 4 MiB
+per buffer, which stays in the cache."""
+
 _BLOCK_ELEMENTS = 1 << 18
 """Element-wise work on a chunk goes in blocks of this size, whose temporaries stay in the cache."""
 
@@ -146,11 +150,16 @@ _Mixed: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 class _Chunks:
     """The buffers that all chunks of one pass share, and the steps on a chunk."""
 
-    def __init__(self, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, shape: _Shape) -> None:
+    def __init__(
+        self, hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, shape: _Shape, *, keep: bool = False
+    ) -> None:
         self.hidden_TD, self.weight_VD, self.bias_V, self.shape = hidden_TD, weight_VD, bias_V, shape
         low = weight_VD.dtype
         full = torch.float64 if low == torch.float64 else torch.float32
-        size = (min(shape.rows, hidden_TD.shape[0]), weight_VD.shape[0])
+        vocabulary = weight_VD.shape[0]
+        few = max(_KEPT_CHUNK_ELEMENTS // vocabulary, _FEWEST_ROWS) if keep else shape.rows
+        self.rows = min(shape.rows, few, hidden_TD.shape[0])
+        size = (self.rows, vocabulary)
         self.full = full
         self._logits = torch.empty(size, dtype=full, device=weight_VD.device)
         self._probs = torch.empty_like(self._logits)
@@ -158,8 +167,8 @@ class _Chunks:
         self._low = self._logits if low == full else torch.empty(size, dtype=low, device=weight_VD.device)
 
     def slices(self) -> Iterator[slice]:
-        for start in range(0, self.hidden_TD.shape[0], self.shape.rows):
-            yield slice(start, min(start + self.shape.rows, self.hidden_TD.shape[0]))
+        for start in range(0, self.hidden_TD.shape[0], max(self.rows, 1)):
+            yield slice(start, min(start + self.rows, self.hidden_TD.shape[0]))
 
     def logits(self, at: slice) -> Tensor:
         """u of the chunk, in the logits buffer."""
@@ -198,10 +207,12 @@ class _Chunks:
             torch.sum((u[at] - lse[at, None]).mul_(p[at]), dim=-1, out=out[at])
         return out.neg_()
 
-    def residual(self, u: Tensor, p: Tensor, targets: Tensor, mixed: _Mixed | None = None) -> Tensor:
+    def residual(
+        self, u: Tensor, p: Tensor, targets: Tensor, mixed: _Mixed | None = None, out: Tensor | None = None
+    ) -> Tensor:
         """c · (p − onehot), or with `mixed` c · [g · (p − onehot) + e · p · (log p + H)], in the matmuls' dtype.
 
-        Overwrites u and p.
+        Overwrites u and p. `out`: where it goes; otherwise into a buffer that the next chunk overwrites.
         """
         if mixed is None:
             p.scatter_add_(1, targets[:, None], p.new_full((len(p), 1), -1.0))
@@ -213,6 +224,8 @@ class _Chunks:
         if self.shape.softcap is not None:
             tanh = u.mul_(self.shape.temperature / self.shape.softcap)
             p.addcmul_(p, tanh.square_(), value=-1.0)
+        if out is not None:
+            return out.copy_(p)
         return p if p.dtype == self._low.dtype else self._low[: len(p)].copy_(p)
 
 
@@ -230,13 +243,15 @@ class _FusedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         with torch.autocast(hidden_TD.device.type, enabled=False):
-            chunks = _Chunks(hidden_TD, weight_VD, bias_V, shape)
+            # Kept, the residuals spare the backward a product; more tokens than `rows` are too many to keep.
+            keep = grads and trains_head and hidden_TD.shape[0] <= shape.rows
+            chunks = _Chunks(hidden_TD, weight_VD, bias_V, shape, keep=keep)
             logprobs_T = torch.empty(hidden_TD.shape[0], dtype=chunks.full, device=hidden_TD.device)
             lse_T = torch.empty_like(logprobs_T)
             entropy_T = torch.empty_like(logprobs_T) if with_entropy else None
             # −∂ log p / ∂h up to k: kept per token when the head is frozen.
             slope_TD = torch.empty_like(hidden_TD) if grads and not trains_head else None
-            residual_TV: Tensor | None = None
+            residual_TV = weight_VD.new_empty(len(targets_T), weight_VD.shape[0]) if keep else None
             for at in chunks.slices():
                 u, targets = chunks.logits(at), targets_T[at]
                 p = chunks.probs(u)
@@ -246,8 +261,8 @@ class _FusedLogprobs(torch.autograd.Function):
                     entropy_T[at] = chunks.entropy(u, p, lse_T[at])
                 if slope_TD is not None:
                     torch.mm(chunks.residual(u, p, targets), weight_VD, out=slope_TD[at])
-                elif grads and len(u) == len(targets_T):
-                    residual_TV = chunks.residual(u, p, targets)
+                elif residual_TV is not None:
+                    chunks.residual(u, p, targets, out=residual_TV[at])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, lse_T, entropy_T, slope_TD, residual_TV)
         ctx.shape = shape

@@ -105,7 +105,8 @@ def pack(
     """Pack groups into rows of at most `max_tokens` tokens, each group's prompt once.
 
     A group larger than the budget is split and its prompt repeated with each part. Rows are filled first-fit by
-    decreasing size, which is deterministic; the order of packs has no meaning, `Pack.members` says what is where.
+    decreasing size and then evened out, which is deterministic; the order of packs has no meaning, `Pack.members` says
+    what is where.
 
     Args:
         pairs: for each group, the pairs whose two completions a loss needs side by side. Completions in no pair are
@@ -129,7 +130,18 @@ def pack(
         else:
             bins.append([item])
             room.append(max_tokens - item.size)
-    return [_build(b, keep_last, device) for b in bins]
+    return [_build(b, keep_last, device) for b in _even_out(bins, max_tokens)]
+
+
+def _even_out(bins: list[list[_Item]], max_tokens: int) -> list[list[_Item]]:
+    """As many rows, of like length where that fits: the longest one sets the memory, and short ones are slow."""
+    out: list[list[_Item]] = [[] for _ in bins]
+    filled = [0] * len(bins)
+    for item in sorted((item for items in bins for item in items), key=lambda i: -i.size):
+        least = min(range(len(bins)), key=filled.__getitem__)
+        out[least].append(item)
+        filled[least] += item.size
+    return out if max(filled, default=0) <= max_tokens else bins
 
 
 def _split(

@@ -165,6 +165,29 @@ def probe_states(engine: Engine) -> Tensor:
             module.training = before
 
 
+@torch.no_grad()
+def probe_values(engine: Engine) -> Tensor:
+    """What the engine reads of the probe's groups: states of some tokens, [T, D], or of last tokens, [S, D]."""
+    groups = _groups(engine.policy.base.get_input_embeddings().weight.shape[0])
+    (row,) = engine.pack(groups, 100_000)
+    model = engine.policy.model
+    training = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        # One completion of each group alone is read, so that some rows are not.
+        some = row.sequence_T % 2 == 0
+        few = replace(row, source_T=row.source_T[some], target_T=row.target_T[some])
+        return engine.last_states(row, model) if engine.scoring else engine.token_states(few, model)
+    finally:
+        for module, before in training.items():
+            module.training = before
+
+
+def states_agree(mine: Tensor, want: Tensor) -> bool:
+    """Whether two ways to the same states gave them alike, up to rounding."""
+    return mine.shape == want.shape and _relative(mine.float(), want.float()) <= _limit(want)
+
+
 def _shift(engine: Engine) -> int:
     return max((engine.policy.context_length or 4096) - 64, 0)
 

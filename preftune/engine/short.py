@@ -17,6 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from preftune.engine.even import rounded
+
 LIKE = 0.7
 """A batch holds spans of at least this share of its longest."""
 
@@ -43,9 +45,11 @@ class _Batch:
     is set to zero.
     """
 
-    def __init__(self, spans: Sequence[Span]) -> None:
+    def __init__(self, spans: Sequence[Span], few_sizes: bool) -> None:
         self.n, self.prefix = len(spans), max(s.prefix for s in spans)
         self.length = max(s.length for s in spans)
+        if few_sizes:
+            self.prefix, self.length = rounded(self.prefix), rounded(self.length)
         start, count, prefix_start, prefix = (
             torch.tensor(column)[:, None]
             for column in zip(*((s.start, s.length, s.prefix_start, s.prefix) for s in spans), strict=True)
@@ -86,7 +90,7 @@ class ShortSpans:
         rows: the queries' places in the packed row, ascending.
     """
 
-    def __init__(self, spans: Sequence[Span]) -> None:
+    def __init__(self, spans: Sequence[Span], *, few_sizes: bool = False) -> None:
         self.batches: list[_Batch] = []
         left = sorted((s for s in spans if s.length > 0), key=lambda s: (s.prefix > 0, -s.length))
         while left:
@@ -94,7 +98,7 @@ class ShortSpans:
             chosen = [s for s in left if s.length >= LIKE * first.length and (s.prefix > 0) == (first.prefix > 0)]
             done = set(chosen)
             left = [s for s in left if s not in done]
-            self.batches.append(_Batch(chosen))
+            self.batches.append(_Batch(chosen, few_sizes))
         self.places = self.rows = torch.empty(0, dtype=torch.long)
         if self.batches:
             valid = torch.cat([b.valid[:, 0] for b in self.batches])

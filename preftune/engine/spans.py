@@ -44,7 +44,7 @@ class RowSpans:
                 short += [Span(at, n, s.start, s.prompt) for at, n in s.completions]
             else:
                 shared.append(s)
-        self.short, self.long = ShortSpans(short), LongSpans(causal, shared)
+        self.short, self.long = ShortSpans(short, few_sizes=half), LongSpans(causal, shared)
         self.all_short, self.all_long = not causal and not shared, not short
 
 

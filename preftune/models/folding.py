@@ -6,6 +6,7 @@ The live model is never changed by writing: training may go on after a save, bit
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,20 @@ def folded(model: Any) -> Iterator[None]:
             model.unmerge_adapter()
         for module, name, own in aside:
             setattr(module, name, own)
+
+
+def folded_bytes(model: Any) -> float:
+    """Memory of the copies that `folded` works on; infinite where folding would round the update (weights of 16 bits, a
+    quantised base), and where the adapters do not act, or are folded already."""
+    total = 0
+    for _, layer in _lora_layers(model):
+        if layer.disable_adapters or layer.merged:
+            return math.inf
+        weight = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"), None)
+        if not isinstance(weight, nn.Parameter) or weight.dtype not in (torch.float32, torch.float64):
+            return math.inf
+        total += weight.numel() * weight.element_size()
+    return total
 
 
 def merge_for_good(model: Any) -> Any:

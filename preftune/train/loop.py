@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from preftune.config import Recipe
+from preftune.engine.allocator import Heap
 from preftune.engine.pack import Pack
 from preftune.errors import CheckpointError, PreftuneError
 from preftune.losses.batch import Additive, merge_metrics
@@ -134,7 +135,9 @@ class _Loop:
             self.seconds["collecting answers"] = time.perf_counter() - start
             start = time.perf_counter()
         self.origin = {**session.fingerprints(), "the model": fingerprint(session.policy.model)}
+        self.heap = Heap()
         session.prepare_reference()
+        self.heap.give_back()
         if session.references is not None:
             self.seconds["reference before training"] = time.perf_counter() - start
         self.interrupts = Interrupts()
@@ -264,6 +267,7 @@ class _Loop:
             write_certificate(
                 self.folder / "certificate.json", certify_start(session, groups, as_sampled), session.precision
             )
+            self.heap.give_back()
             clock.lap("certificate")
         return _Prepared(groups, batch, extra | batch.facts, memory, clock)
 
@@ -295,6 +299,7 @@ class _Loop:
         session.optimizer.zero_grad(set_to_none=True)
         session.policy.train_mode(False)
         session.memory = prepared.memory
+        self.heap.after_step()
         prepared.clock.lap("update")
         merged = merge_metrics(parts)
         metrics = {name: value for name, part in merged.items() if (value := part.value()) is not None}
@@ -320,7 +325,7 @@ class _Loop:
 
     # --- measuring --------------------------------------------------------------------------------------------
 
-    def _splits(self) -> dict[str, list[Group]]:
+    def _splits(self) -> dict[str, Sequence[Group]]:
         """Everything that is measured: held-out rows, and the benchmarks by their names."""
         held_out = {k: v for k, v in (("validation", self.session.validation), ("test", self.session.test)) if v}
         return held_out | {name: [*one.shown] for name, one in self.session.benchmarks.items()}

@@ -346,8 +346,8 @@ def leak(engine) -> None:
     """Every completion of a pack sees the one before it: positions go on and segments join."""
     honest = engine._shared_states
 
-    def joined(packed, model):
-        states = honest(packed, model)
+    def joined(packed, model, source):
+        states = honest(packed, model, source)
         return states + 0.05 * states.roll(3, dims=0)
 
     engine._shared_states = joined
