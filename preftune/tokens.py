@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -127,6 +127,8 @@ class TokenContract:
         progress: Progress | None = None,
         context_length: int | None = None,
         max_new_tokens: int = 1,
+        rows: Iterable[Tokenised] | None = None,
+        keep: Callable[[Group], None] | None = None,
     ) -> tuple[list[Group], TokenCounts]:
         """Tokenise a data set and apply the recipe's limits.
 
@@ -136,6 +138,9 @@ class TokenContract:
             progress: called after each row.
             context_length: positions of the model; prompt and completion together must fit.
             max_new_tokens: room that sampling needs behind each prompt (ignored with completions).
+            rows: the examples as `tokenise` reads them, where somebody else calls it.
+            keep: takes each group as it comes, instead of the list that is returned. Unless a percentile has to be
+                known first, no more than one group is held then.
 
         Returns:
             Groups in the order of `examples`, and what was kept, dropped and truncated, with reasons. First go the
@@ -151,21 +156,30 @@ class TokenContract:
                 f"sampling.max_tokens {max_new_tokens} leaves no room for a prompt: the model has {context_length} "
                 "positions; lower sampling.max_tokens"
             )
-        rows: list[Tokenised] = []
-        for done, example in enumerate(examples, 1):
-            rows.append(self.tokenise(example, with_completions=with_completions))
-            if progress is not None:
-                progress(done, len(examples))
-
-        cutoff = percentile_cutoff([len(row.group.prompt.ids) for row in rows], self._config.drop_above_percentile)
+        if rows is None:
+            rows = (self.tokenise(example, with_completions=with_completions) for example in examples)
+        if progress is not None:
+            rows = _told(rows, len(examples), progress)
+        cutoff: int | None = None
+        if self._config.drop_above_percentile is not None:
+            rows = list(rows)
+            cutoff = percentile_cutoff([len(row.group.prompt.ids) for row in rows], self._config.drop_above_percentile)
         groups: list[Group] = []
-        truncated = invented = special_text = unknown = 0
+        keep = groups.append if keep is None else keep
+        count = truncated = invented = special_text = unknown = 0
         reasons: Counter[str] = Counter()
+        refused: DataError | None = None
         for row in rows:
+            if refused is not None:
+                continue  # a row that can't be read at all is the worse mistake: it is looked for to the end
             if cutoff is not None and len(row.group.prompt.ids) > cutoff:
                 reasons[f"prompt above percentile {self._config.drop_above_percentile:g} ({cutoff} tokens)"] += 1
                 continue
-            kept, reason = self.fit(row.group, context_length, max_new_tokens)
+            try:
+                kept, reason = self.fit(row.group, context_length, max_new_tokens)
+            except DataError as error:
+                refused = error
+                continue
             if kept is None:
                 reasons[reason] += 1
                 continue
@@ -173,11 +187,12 @@ class TokenContract:
             invented += row.eos_invented
             special_text += row.special_text
             unknown += row.unknown
-            groups.append(kept)
-        counts = TokenCounts(
-            len(groups), sum(reasons.values()), truncated, invented, special_text, unknown, dict(reasons)
-        )
-        if rows and not groups:
+            count += 1
+            keep(kept)
+        if refused is not None:
+            raise refused
+        counts = TokenCounts(count, sum(reasons.values()), truncated, invented, special_text, unknown, dict(reasons))
+        if examples and not count:
             raise DataError(f"no row is left: {counts}; raise the limits in the recipe's tokens section")
         return groups, counts
 
@@ -436,6 +451,12 @@ class Tokenised:
     eos_invented: int
     special_text: bool
     unknown: bool
+
+
+def _told(rows: Iterable[Tokenised], total: int, progress: Progress) -> Iterator[Tokenised]:
+    for done, row in enumerate(rows, 1):
+        progress(done, total)
+        yield row
 
 
 def _graded(group: Group, example: Example) -> Group:

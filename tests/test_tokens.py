@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import preftune
 from preftune.config import TokensConfig
 from preftune.errors import DataError, ModelError
 from preftune.records import Content, Example, Message, TokenCounts
-from preftune.tokens import TokenContract, percentile_cutoff
+from preftune.tokens import TokenContract, Tokenised, percentile_cutoff
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -450,6 +450,35 @@ def test_progress_counts_rows() -> None:
     seen: list[tuple[int, int]] = []
     contract().prepare([plain("a"), plain("b")], with_completions=True, progress=lambda n, of: seen.append((n, of)))
     assert seen == [(1, 2), (2, 2)]
+
+
+def test_a_row_that_cannot_be_read_comes_before_one_that_is_too_long() -> None:
+    made = contract(max_prompt_tokens=3, on_too_long="error")
+    rows = [plain("abcd", where="f:1"), plain("ab"), plain("abcde", where="f:3")]
+    with pytest.raises(DataError, match=r"f:1: prompt over"):
+        made.prepare(rows, with_completions=True)
+    with pytest.raises(DataError, match=r"f:4: .*no completion"):
+        made.prepare([*rows, Example("a", where="f:4")], with_completions=True)
+
+
+@pytest.mark.parametrize("percentile", [None, 100])
+def test_groups_can_be_taken_one_at_a_time(percentile: float | None) -> None:
+    made, log = contract(drop_above_percentile=percentile, max_prompt_tokens=3), list[str]()
+    rows = [plain("a"), plain("abcd"), plain("b")]
+
+    def tokenised() -> Iterator[Tokenised]:
+        for row in rows:
+            log.append(f"read {row.prompt}")
+            yield made.tokenise(row, with_completions=True)
+
+    groups, counts = made.prepare(
+        rows, with_completions=True, rows=tokenised(), keep=lambda group: log.append(f"keep {group.prompt.text}")
+    )
+    assert groups == [] and counts == made.prepare(rows, with_completions=True)[1]
+    if percentile is None:
+        assert log == ["read a", "keep a", "read abcd", "read b", "keep b"]
+    else:
+        assert log == ["read a", "read abcd", "read b", "keep a", "keep b"]
 
 
 def test_counts_add_up() -> None:

@@ -188,3 +188,8 @@ class TokensConfig(Strict):
     loss_on: Literal["all-assistant", "last"] = Field(
         "all-assistant", description="assistant turns of multi-turn rows that carry loss"
     )
+    cache: bool = Field(
+        True,
+        description="keep many tokenised rows on disk, for this and later runs with the same rows, tokenizer and "
+        "limits (in PREFTUNE_CACHE, default ~/.cache/preftune); false: in memory",
+    )

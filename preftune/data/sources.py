@@ -55,6 +55,15 @@ def read_rows(source: SourceConfig, base_dir: Path | None = None) -> Iterator[Ro
     return _opened(path, reader)
 
 
+def local_file(source: SourceConfig, base_dir: Path | None = None) -> Path | None:
+    """The plain file that a source is read from; None for a pipe, a saved folder, a hub id, or what isn't there."""
+    try:
+        path = _find(source.path, base_dir)
+    except (DataError, OSError):
+        return None  # said where it is read
+    return path if path is not None and path.is_file() else None
+
+
 def _find(text: str, base_dir: Path | None) -> Path | None:
     """The file or folder that a path names; None when it is a hub id."""
     path = Path(text).expanduser()

@@ -12,7 +12,7 @@ UNREAD = frozenset(
     {
         *("model.lora", "model.on_adapter", "model.reference", "model.gradient_checkpointing", "data.weight"),
         *("tokens.max_prompt_tokens", "tokens.max_completion_tokens", "tokens.on_too_long"),
-        *("tokens.drop_above_percentile", "data.contest"),
+        *("tokens.drop_above_percentile", "tokens.cache", "data.contest"),
     }
 )
 """Fields of the recipe's sections that mean nothing here: giving one is an error."""

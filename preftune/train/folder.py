@@ -65,7 +65,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 FREE = re.compile(
-    r"output|model\.gradient_checkpointing|sampling\.rows|log\..*|rewards\.\d+\.(timeout|on_error|isolate)"
+    r"output|model\.gradient_checkpointing|tokens\.cache|sampling\.rows|log\..*|rewards\.\d+\.(timeout|on_error|isolate)"
     r"|train\.(max_tokens_per_batch|threads|checkpoint_every|keep_checkpoints)"
 )
 """Fields that may change before a resume: how the work is done, not what its result is."""

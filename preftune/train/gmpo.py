@@ -43,6 +43,7 @@ from preftune.train.gmpo_parts import (
     tally,
     weigh,
 )
+from preftune.train.stored import StoredGroups
 
 USES = 4
 """How often the cold start uses an answer, each time in another wording, before it wants more of them."""
@@ -100,7 +101,7 @@ class Gmpo:
             critic = _open_critic(recipe, policy, engine, contract, sampler, folder, budget, train)
         meta = _read(recipe.gmpo.meta_prompt, folder, "gmpo.meta_prompt") or ""
         gmpo = cls(recipe, policy=policy, contract=contract, sampler=sampler, train=train, critic=critic, meta=meta)
-        gmpo.prompts([max((group.prompt for group in train), key=lambda p: len(p.ids))], gmpo.memory())
+        gmpo.prompts([_longest_prompt(train)], gmpo.memory())
         return gmpo
 
     @property
@@ -147,10 +148,12 @@ class Gmpo:
         """Answers to training prompts: the data's own, or drawn by the policy as it is now."""
         config, size = self.settings.critic, self.recipe.sampling.group_size
         wanted = max(config.cold_start * config.cold_start_batch // USES, 2 * config.cold_start_batch)
-        chosen = Random(f"cold start/{self.recipe.seed}").sample(self.train, len(self.train))
+        count = wanted if self.settings.answers == "data" else max(1, math.ceil(wanted / size))
+        places = Random(f"cold start/{self.recipe.seed}").sample(range(len(self.train)), len(self.train))
+        chosen = [self.train[place] for place in places[:count]]
         if self.settings.answers == "data":
-            return chosen[:wanted]
-        plain = [group.prompt for group in chosen[: max(1, math.ceil(wanted / size))]]
+            return chosen
+        plain = [group.prompt for group in chosen]
         drawn = self.sampler.sample(
             self.prompts(plain, self.memory()), size, self.recipe.sampling, seed=self.recipe.seed,
             progress=progress.tick,
@@ -260,6 +263,12 @@ class Gmpo:
         if judged is None or len(judged.judgements) != sum(len(group.completions) for group in groups):
             raise RuntimeError("the critic can only learn on the batch that it judged last")
         return learn(self.critic, judged.judgements, judged.joint)
+
+
+def _longest_prompt(train: Sequence[Group]) -> Prompt:
+    if isinstance(train, StoredGroups):
+        return train[int(train.prompt_lengths().argmax())].prompt
+    return max((group.prompt for group in train), key=lambda prompt: len(prompt.ids))
 
 
 def _open_critic(

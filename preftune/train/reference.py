@@ -40,12 +40,12 @@ Tick = Callable[[int, int], None]
 """Called with (prompts done, prompts in all)."""
 
 
-def default_folder() -> Path:
+def default_folder(kind: str = "reference") -> Path:
     """Where files go when the recipe names no folder: PREFTUNE_CACHE, else the user's cache folder."""
     root = os.environ.get("PREFTUNE_CACHE")
     if root:
-        return Path(root) / "reference"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftune" / "reference"
+        return Path(root) / kind
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftune" / kind
 
 
 class ReferenceStore:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from preftune.competition import Construct
 from preftune.config import Recipe, SourceConfig, TokensConfig
@@ -17,10 +18,18 @@ from preftune.methods import Method
 from preftune.models import Policy
 from preftune.records import Example, Group, TokenCounts
 from preftune.tokens import TokenContract
+from preftune.train.stored import StoredGroups
 from preftune.train.trace import without_system
+from preftune.train.workers import tokenised
 
-Splits = dict[str, list[Group]]
+Splits = dict[str, Sequence[Group]]
 """train, validation and test."""
+
+
+class Kept(Protocol):
+    """Where the groups of a split go as they are tokenised."""
+
+    def append(self, group: Group) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +99,13 @@ def with_template(config: TokensConfig, base_dir: Path | None) -> TokensConfig:
 
 
 def tokenise(
-    loaded: dict[str, Rows], recipe: Recipe, method: Method, contract: TokenContract, policy: Policy
-) -> tuple[Splits, dict[str, TokenCounts], list[str]]:
+    loaded: dict[str, Rows], recipe: Recipe, method: Method, contract: TokenContract, policy: Policy,
+    into: Callable[[str], Kept] | None = None,
+) -> tuple[Splits, dict[str, TokenCounts], list[str]]:  # fmt: skip
     """Cut off the held-out rows, choose what the method uses of each row, and tokenise.
+
+    Args:
+        into: takes the name of each split, in order, and gives what its groups are appended to; they are not returned.
 
     Returns:
         The splits, what the token contract did to each, and sentences about rows that the method can't use.
@@ -115,14 +128,17 @@ def tokenise(
     for name, rows in examples.items():
         if name != "train" and recipe.eval.limit is not None:
             rows = rows[: recipe.eval.limit]
+        keep = None if into is None else into(name).append
         if not rows:
             splits[name] = []
             continue
         rows, said = _as_used(rows, recipe, method)
         notes += [f"{name}: {sentence}" for sentence in said]
+        whole = method.completions == "data"
         splits[name], counts[name] = contract.prepare(
-            rows, with_completions=method.completions == "data",
-            context_length=policy.context_length, max_new_tokens=recipe.sampling.max_tokens,
+            rows, with_completions=whole, context_length=policy.context_length,
+            max_new_tokens=recipe.sampling.max_tokens, rows=tokenised(contract, rows, with_completions=whole),
+            keep=keep,
         )  # fmt: skip
     return splits, counts, notes
 
@@ -234,6 +250,8 @@ def check_vocabulary(policy: Policy, splits: Splits) -> None:
     """A tokenizer that knows more ids than the model has rows would fail inside the embedding, without a name."""
     rows = policy.base.get_input_embeddings().weight.shape[0]
     for groups in splits.values():
+        if isinstance(groups, StoredGroups) and groups.highest < rows:
+            continue
         for group in groups:
             highest = max(
                 (max(ids, default=0) for ids in (group.prompt.ids, *(c.ids for c in group.completions))), default=0
@@ -247,6 +265,8 @@ def check_vocabulary(policy: Policy, splits: Splits) -> None:
 
 def label_balance(groups: Sequence[Group], threshold: float) -> tuple[int, int]:
     """How many completions are desirable, and how many are not."""
+    if isinstance(groups, StoredGroups) and (found := groups.desirable(threshold)) is not None:
+        return found, groups.lengths.answers - found
     scores = [score for group in groups for score in group.scores]
     good = sum(score >= threshold for score in scores)
     return good, len(scores) - good

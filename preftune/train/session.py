@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from preftune.config import Recipe, SamplingConfig
 from preftune.engine import Engine
 from preftune.engine.allocator import keep_freed_memory
+from preftune.engine.even import keep_fewer_kernels
 from preftune.engine.values import ScalarHead, token_values
 from preftune.errors import DataError, PreftuneError, UsageError
 from preftune.formulas import kl_of_completions
@@ -37,15 +36,11 @@ from preftune.train.benchmarks import facts_of, open_benchmarks, read_benchmarks
 from preftune.train.certificate import sample_of
 from preftune.train.generator import NearCertain, check_whole_groups, find_near_certain, is_limited
 from preftune.train.head import make_value_head
+from preftune.train.lengths import Lengths
+from preftune.train.prepared import RowsOf, tokens_digest
 from preftune.train.progress import Progress
 from preftune.train.reference import ReferenceStore, build_store, default_folder, live_reference
-from preftune.train.rows import (
-    check_vocabulary,
-    construct_of,
-    read_splits,
-    tokenise,
-    with_template,
-)
+from preftune.train.rows import check_vocabulary, construct_of, with_template
 from preftune.train.scores import less_penalties, with_notes
 from preftune.train.setup import (
     balanced,
@@ -96,9 +91,9 @@ class Session:
     rewards: RewardSet
     optimizer: torch.optim.AdamW
     parameters: list[tuple[str, nn.Parameter]]
-    train: list[Group]
-    validation: list[Group]
-    test: list[Group]
+    train: Sequence[Group]
+    validation: Sequence[Group]
+    test: Sequence[Group]
     counts: dict[str, TokenCounts]
     data_facts: dict[str, Any]
     steps: int
@@ -149,14 +144,15 @@ class Session:
                     wanted, functions, base_dir or Path.cwd(), shared_base=shared_base, construct=construct_of(recipe)
                 )
             )
-            loaded, tasks = read_splits(recipe, base_dir), read_benchmarks(recipe, method, base_dir)
+            rows, tasks = RowsOf(recipe, method, base_dir), read_benchmarks(recipe, method, base_dir)
             policy = load_model(recipe, method)
             contract = TokenContract(policy.tokenizer, with_template(recipe.tokens, base_dir), policy.generation_eos)
             rewards.know_tokens(contract.token_ends)
             if recipe.tokens.chat_template is not None:
                 # The saved model must render as it was trained.
                 policy.tokenizer.chat_template = contract.template_text
-            splits, counts, notes = tokenise(loaded, recipe, method, contract, policy)
+            prepared = rows.prepare(contract, policy)
+            splits, notes = prepared.splits, prepared.notes
             check_vocabulary(policy, splits)
             benchmarks = open_benchmarks(tasks, recipe, contract, policy)
             notes += [f"{name}: {note}" for name, one in benchmarks.items() for note in one.notes]
@@ -168,8 +164,9 @@ class Session:
             bf16 = uses_bf16(recipe, policy)
             if policy.device.type == "cpu":
                 keep_freed_memory()
+                keep_fewer_kernels()
             engine = Engine(policy, mode=recipe.model.attention, bf16=bf16)
-            facts = {name: rows.facts for name, rows in loaded.items()} | facts_of([*benchmarks.values()])
+            facts = prepared.facts | facts_of([*benchmarks.values()])
             notes += rewards.share(engine)
             head = make_value_head(recipe, engine) if method.needs_values(recipe) else None
             gmpo = None
@@ -183,7 +180,8 @@ class Session:
             parameters, optimizer = learners_of(recipe, policy, head, gmpo)
             session = cls(
                 recipe, method, policy, engine, contract, rewards, optimizer, parameters, splits["train"],
-                splits["validation"], splits["test"], counts, facts, step_count(recipe, len(splits["train"])), progress,
+                splits["validation"], splits["test"], prepared.counts, facts,
+                step_count(recipe, len(splits["train"])), progress,
                 token_budget(recipe, method, policy.device, splits), notes=notes, data_metrics=data_metrics,
                 multi_turn=find_rollout(recipe.sampling, contract, base_dir), head=head, gmpo=gmpo,
                 memory=first_memory(recipe, method, gmpo), benchmarks=benchmarks,
@@ -250,8 +248,8 @@ class Session:
     def _note(self) -> None:
         room = self.policy.context_length
         if self.method.contrast is not None and room is not None:
-            longest = max((len(c.ids) for g in self.train for c in g.completions), default=0)
-            if max(len(g.prompt.ids) for g in self.train) + longest > room:
+            lengths = Lengths.of(self.train)
+            if lengths.longest_prompt + lengths.longest_completion > room:
                 self.notes.append(f"mismatched completions over the model's {room} positions are left out of z")
         if self.engine.mode == "padded":
             self.notes.append(self.engine.reason)
@@ -275,6 +273,7 @@ class Session:
             "data": self.data_facts, "engine": {
                 "mode": self.engine.mode, "reason": self.engine.reason, "fused_norms": self.engine.fused.norms,
                 "fused_gated": self.engine.fused.gated, "half_norms": self.engine.fused.half_norms,
+                "last_layer_where_read": self.engine.last.taken,
             },
             "counts": {k: str(v) for k, v in self.counts.items()}, "lineage": self.policy.lineage,
             "precision": self.precision, "steps": self.steps, "max_tokens_per_batch": self.budget,
@@ -285,12 +284,7 @@ class Session:
     def fingerprints(self) -> dict[str, str]:
         """What a resumed run must find as it was, in words → hash."""
         out = {f"the {name} data": str(facts["content_hash"]) for name, facts in self.data_facts.items()}
-        digest = hashlib.sha256()
-        for groups in (self.train, self.validation, self.test):
-            for group in groups:
-                for ids in (group.prompt.ids, *(c.ids for c in group.completions)):
-                    digest.update(array("q", (len(ids), *ids)).tobytes())
-        return {**out, "the tokenizer or chat template": digest.hexdigest()}
+        return {**out, "the tokenizer or chat template": tokens_digest((self.train, self.validation, self.test))}
 
     # --- what a step needs ------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from preftune.models.given import read_adapter
 from preftune.models.reward import load_reward
 from preftune.records import Completion, Group
 from preftune.train.generator import is_limited
+from preftune.train.lengths import Lengths
 from preftune.train.optim import make_optimizer
 from preftune.train.rows import Splits, balanced_weight, label_balance
 
@@ -141,26 +142,19 @@ def token_budget(recipe: Recipe, method: Method, device: torch.device, splits: S
     """Tokens of one packed forward pass: the recipe's number, or one that holds the largest group without waste."""
     if recipe.train.max_tokens_per_batch is not None:
         return recipe.train.max_tokens_per_batch
-    together = 2 if method.compares == "pairs" else 1  # completions that must share a pack
+    lengths = sum((Lengths.of(groups) for groups in splits.values()), Lengths())
+    if method.completions == "policy":
+        lengths = lengths.with_answers(recipe.sampling.group_size, recipe.sampling.max_tokens)
+    # What must share a pack: a pair or a completion alone, or all answers where a generator's limit holds.
+    unit = lengths.largest_pair if method.compares == "pairs" else lengths.largest_single
     if method.reads == "scores" and is_limited(recipe):
-        together = max((len(g.completions) for groups in splits.values() for g in groups), default=together)
-    group, unit, longest_prompt, longest = 0, 0, 0, 0
-    prompts, completions = 0, 0
-    for one in (g for groups in splits.values() for g in groups):
-        lengths = sorted(len(c.ids) for c in one.completions)
-        if method.completions == "policy":
-            lengths = [recipe.sampling.max_tokens] * recipe.sampling.group_size
-        prompt = len(one.prompt.ids)
-        group = max(group, prompt + sum(lengths))
-        unit = max(unit, prompt + sum(lengths[-together:]))
-        longest_prompt, longest = max(longest_prompt, prompt), max([longest, *lengths])
-        prompts, completions = prompts + prompt * len(lengths), completions + sum(lengths)
+        unit = lengths.largest
     # With long prompts a method that contrasts saves a pass where its whole batch fits one pack.
-    joint = method.contrast is not None and 2 * completions < prompts
+    joint = method.contrast is not None and 2 * lengths.completions < lengths.repeated_prompts
     if method.contrast is not None:
-        unit = longest_prompt + longest  # a prompt may meet any other's completion
+        unit = lengths.longest_prompt + lengths.longest_completion  # a prompt may meet any other's completion
     floor = LARGE_PACK if device.type == "cuda" or joint else SMALL_PACK
-    return max(floor, min(group, LARGE_PACK), unit)
+    return max(floor, min(lengths.largest, LARGE_PACK), unit)
 
 
 def uses_bf16(recipe: Recipe, policy: Policy) -> bool:
