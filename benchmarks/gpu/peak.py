@@ -15,17 +15,16 @@ import gc
 import importlib.util
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from ours import wait_for_gpu
+from page import PAGE, put
+from shapes import SHAPES, make
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-from ours import wait_for_gpu  # noqa: E402
-from page import PAGE, put  # noqa: E402
-from shapes import SHAPES, make  # noqa: E402
 
 AIM = 0.45
 HEADER = "| update | steps | tokens/s, each prompt once | one large matrix product, TFLOP/s | share of it |"

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from page import PAGE, put
+from shapes import SHAPES, make
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-from page import PAGE, put  # noqa: E402
-from shapes import SHAPES, make  # noqa: E402
 
 HEADER = "| work | turns | preftune | TRL | ratio | peak memory, ours / TRL | whole command, TRL / ours |"
 UNITS = {"dpo": "pairs/s", "grpo": "tokens/s"}

@@ -1,7 +1,7 @@
 """Sizes that come again, for matrix products in half precision on a CPU.
 
-oneDNN compiles machine code for every new shape of a 16-bit product and keeps it: a quarter to half a MiB each, some
-sixty shapes a pack, and no two packs are of one length. Left alone, a run of forty steps of DPO grew by 1 GiB
+oneDNN compiles machine code for every new shape of a 16-bit product and keeps it: two thirds of a MiB each, some sixty
+shapes a pack, and no two packs are of one length. Left alone, a run of forty steps of DPO grew by 1 GiB
 (docs/log.md). Rows filled up to a multiple of STEP tokens have few lengths; what is filled in belongs to no group,
 nothing attends to it, nothing reads it, and its gradient is zero. And oneDNN is asked to keep fewer kernels.
 """
@@ -20,7 +20,8 @@ STEP = 64
 """Tokens; a row's mean filling is half of it."""
 
 KERNELS = 96
-"""Compiled products kept at a time. One pass over a pack needs about sixty, the next pack's the same ones mostly."""
+"""Compiled products kept at a time. One pass over a pack needs about sixty, each of them in every layer; of the next
+pack's those of the linear layers come again, those of attention seldom. More of them were no faster (docs/log.md)."""
 
 
 def rounded(length: int) -> int:

@@ -11,7 +11,7 @@ Derivatives, with k = scale / temperature and c = 1 − tanh² (1 without a soft
 The first is known before the loss is, up to one number per token. So where the head is frozen (LoRA) the forward
 multiplies it by W while the chunk is at hand, and the backward needs no matmul at all: two matmuls in all, where
 recomputing takes three. A trainable head needs that number before it sums over tokens, so its backward
-recomputes the logits, unless all of them fitted into one chunk, which is then kept.
+recomputes the logits, unless what it needs of all of them is no more than one chunk, and then kept.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ CHUNK_ELEMENTS = 1 << 24
 """Logits held at a time: 64 MiB per buffer in fp32. Smaller chunks re-read the head's weight more often."""
 
 _KEPT_CHUNK_ELEMENTS, _FEWEST_ROWS = 1 << 20, 128
-"""Logits held at a time, and the fewest tokens of a chunk, where what the backward needs of all of them is kept: 4 MiB
-per buffer, which stays in the cache."""
+"""On a CPU, where what the backward needs of all tokens is kept: logits held at a time, 4 MiB per buffer, which stays in
+the cache; and the fewest tokens of a chunk."""
 
 _BLOCK_ELEMENTS = 1 << 18
 """Element-wise work on a chunk goes in blocks of this size, whose temporaries stay in the cache."""
@@ -157,7 +157,9 @@ class _Chunks:
         low = weight_VD.dtype
         full = torch.float64 if low == torch.float64 else torch.float32
         vocabulary = weight_VD.shape[0]
-        few = max(_KEPT_CHUNK_ELEMENTS // vocabulary, _FEWEST_ROWS) if keep else shape.rows
+        few = shape.rows
+        if keep and weight_VD.device.type == "cpu":
+            few = max(_KEPT_CHUNK_ELEMENTS // vocabulary, _FEWEST_ROWS)
         self.rows = min(shape.rows, few, hidden_TD.shape[0])
         size = (self.rows, vocabulary)
         self.full = full

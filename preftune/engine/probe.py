@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -152,32 +154,33 @@ def _shared_fault(engine: Engine) -> str | None:
     return None if worst <= limit else f"hidden states differ by {worst:.1e} of their size, over {limit:.0e}"
 
 
-@torch.no_grad()
 def probe_states(engine: Engine) -> Tensor:
-    """Last hidden states of the probe's groups, packed and as the engine computes them: [N, D]."""
-    (row,) = pack(_groups(engine.policy.base.get_input_embeddings().weight.shape[0]), 100_000)
-    training = {m: m.training for m in engine.policy.model.modules()}
-    engine.policy.model.eval()
-    try:
+    """Last hidden states of the probe's groups, packed and as the engine computes them: [T, D]."""
+    with _measuring(engine) as row:
         return engine.token_states(row, engine.policy.model)
-    finally:
-        for module, before in training.items():
-            module.training = before
 
 
-@torch.no_grad()
 def probe_values(engine: Engine) -> Tensor:
     """What the engine reads of the probe's groups: states of some tokens, [T, D], or of last tokens, [S, D]."""
-    groups = _groups(engine.policy.base.get_input_embeddings().weight.shape[0])
-    (row,) = engine.pack(groups, 100_000)
+    with _measuring(engine) as row:
+        if engine.scoring:
+            return engine.last_states(row, engine.policy.model)
+        # Every second completion is read, so that some rows are not.
+        some = row.sequence_T % 2 == 0
+        few = replace(row, source_T=row.source_T[some], target_T=row.target_T[some])
+        return engine.token_states(few, engine.policy.model)
+
+
+@contextmanager
+def _measuring(engine: Engine) -> Iterator[Pack]:
+    """The probe's groups as one pack; within it the policy runs without gradients and in eval mode."""
     model = engine.policy.model
+    (row,) = engine.pack(_groups(engine.policy.base.get_input_embeddings().weight.shape[0]), 100_000)
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
-        # One completion of each group alone is read, so that some rows are not.
-        some = row.sequence_T % 2 == 0
-        few = replace(row, source_T=row.source_T[some], target_T=row.target_T[some])
-        return engine.last_states(row, model) if engine.scoring else engine.token_states(few, model)
+        with torch.no_grad():
+            yield row
     finally:
         for module, before in training.items():
             module.training = before

@@ -16,7 +16,6 @@ class Lengths:
     Attributes:
         groups, answers: how many, and how many completions they have.
         longest_prompt, longest_completion: tokens.
-        most_completions: of one prompt.
         largest: tokens of a prompt with all its completions.
         largest_single, largest_pair: of a prompt with its longest completion, with its two longest.
         prompts, completions: tokens of all prompts, each once, and of all completions.
@@ -27,7 +26,6 @@ class Lengths:
     answers: int = 0
     longest_prompt: int = 0
     longest_completion: int = 0
-    most_completions: int = 0
     largest: int = 0
     largest_single: int = 0
     largest_pair: int = 0
@@ -43,7 +41,6 @@ class Lengths:
         self.answers += len(lengths)
         self.longest_prompt = max(self.longest_prompt, prompt)
         self.longest_completion = max(self.longest_completion, longest)
-        self.most_completions = max(self.most_completions, len(lengths))
         self.largest = max(self.largest, prompt + total)
         self.largest_single = max(self.largest_single, prompt + longest)
         self.largest_pair = max(self.largest_pair, prompt + sum(lengths[-2:]))
@@ -68,7 +65,7 @@ class Lengths:
             return self
         prompt = self.longest_prompt
         return Lengths(
-            groups=self.groups, answers=self.groups * count, longest_prompt=prompt, most_completions=count,
+            groups=self.groups, answers=self.groups * count, longest_prompt=prompt,
             longest_completion=tokens if count else 0, largest=prompt + count * tokens,
             largest_single=prompt + min(count, 1) * tokens, largest_pair=prompt + min(count, 2) * tokens,
             prompts=self.prompts, completions=self.groups * count * tokens, repeated_prompts=self.prompts * count,
@@ -81,7 +78,7 @@ class Lengths:
         return Lengths(**both)
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object; `Lengths(**…)` reads it."""
+        """As a JSON object; `from_json` reads it."""
         return asdict(self)
 
     @classmethod

@@ -68,23 +68,21 @@ def test_what_is_computed_is_what_is_read() -> None:
     assert seen == [len(set(packed.source_T.tolist()))] and seen[0] < packed.tokens
     with engine.plain():
         engine.forward(packed)
-    rows = sum(len(g.completions) for g in groups)
-    assert seen[1] == max(len(g.prompt.ids) + max(len(c.ids) for c in g.completions) for g in groups) - 1, rows
+    # the plain path pads every row to the longest and runs all of it
+    assert seen[1] == max(len(g.prompt.ids) + max(len(c.ids) for c in g.completions) for g in groups) - 1
 
 
 def test_another_caller_of_the_decoder_gets_every_state() -> None:
     model = zoo.tiny_model("qwen3")
     engine = Engine(policy_of(model))
-    ids = torch.arange(3, 12)[None]
-    with engine.plain():
-        want = model(input_ids=ids).logits
     (packed,) = pack(some_groups(), 1000)
     layout = PackedLayout(packed.segments, "cpu")
     states = decoder_of(model)(
         input_ids=packed.input_ids_N[None], position_ids=packed.position_ids_N[None], use_cache=False, layout=layout
     ).last_hidden_state
     assert states.shape[1] == packed.tokens
-    assert want.shape[1] == 9
+    read = engine.token_states(packed, model)
+    torch.testing.assert_close(states[0][packed.source_T], read, atol=1e-5, rtol=1e-5)
 
 
 def test_a_reward_model_reads_one_state_a_completion_and_its_gradient_is_the_same() -> None:
