@@ -29,8 +29,8 @@ CHUNK_ELEMENTS = 1 << 24
 """Logits held at a time: 64 MiB per buffer in fp32. Smaller chunks re-read the head's weight more often."""
 
 _KEPT_CHUNK_ELEMENTS, _FEWEST_ROWS = 1 << 20, 128
-"""On a CPU, where what the backward needs of all tokens is kept: logits held at a time, 4 MiB per buffer, which stays in
-the cache; and the fewest tokens of a chunk."""
+"""On a CPU, where what the backward needs of all tokens is kept: logits held at a time, 4 MiB per buffer, which stays
+in the cache; and the fewest tokens of a chunk."""
 
 _BLOCK_ELEMENTS = 1 << 18
 """Element-wise work on a chunk goes in blocks of this size, whose temporaries stay in the cache."""
