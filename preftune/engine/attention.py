@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +39,15 @@ class Layout(Protocol):
     ) -> Tensor:
         """q [1, H, N, d], k and v [1, K, N, d] → [1, H, N, d]."""
         ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a layer asks of its attention, beside queries, keys and values."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
 
 
 class Unsupported(Exception):
@@ -94,6 +104,7 @@ class PackedLayout:
 
     Attributes:
         needed: rows whose last state is read; a last layer that can (`preftune.engine.last`) leaves out the others.
+        asked: what each layer that has called asked for.
     """
 
     def __init__(self, segments: Sequence[Segment], device: torch.device | str, needed: Tensor | None = None) -> None:
@@ -104,6 +115,7 @@ class PackedLayout:
         self.tokens = max((s.end for s in segments), default=0)
         self._spans: dict[torch.dtype, RowSpans] = {}
         self.calls: list[int] = []
+        self.asked: dict[int, Asked] = {}
         self.recorded: dict[int, tuple[Tensor, Tensor]] | None = None
         self._blocks: dict[int | None, Any] = {}
 
@@ -116,6 +128,7 @@ class PackedLayout:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
         self.calls.append(layer)
+        self.asked[layer] = Asked(scale, window, softcap)
         if self.recorded is not None:
             self.recorded[layer] = (k, v)
         binding = window if window is not None and window < self.longest else None

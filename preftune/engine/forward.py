@@ -24,6 +24,7 @@ from preftune.engine.last import LastLayers, rows_to_read
 from preftune.engine.logprobs import fused_logprobs
 from preftune.engine.pack import Pack, PaddedBatch, PairsOfGroup, pack, unshare
 from preftune.engine.padded import Memory, run_rows
+from preftune.engine.products import Products, blas_is_narrow
 from preftune.errors import ModelError
 from preftune.models.loading import Policy
 from preftune.models.reward import RewardModel
@@ -73,6 +74,7 @@ class Engine:
         self._use(NAME if self.mode == "shared" else self.plain_attention)
         self.last = LastLayers()
         self.fused = self._fuse()
+        self.products = self._widen()
         self.last = self._narrow()
 
     def _fuse(self) -> Fused:
@@ -86,6 +88,12 @@ class Engine:
         if self.bf16:
             fused.put_out_half(*models, states=lambda: probe_states(self))
         return fused
+
+    def _widen(self) -> Products:
+        """Linear layers whose products use the processor's whole width, of the policy and of a frozen copy of it."""
+        own = (m for m in (self.policy.base, self.policy.frozen) if m is not None)
+        wide = self.policy.device.type == "cpu" and self.mode == "shared" and not self.bf16 and blas_is_narrow()
+        return Products(*(own if wide else ()))
 
     def _narrow(self) -> LastLayers:
         """Last layers that run at the tokens that are read, of the policy and of a frozen copy of it."""
@@ -118,6 +126,7 @@ class Engine:
         before = self.mode
         self._use(self.plain_attention)
         self.fused.off()
+        self.products.off()
         self.last.off()
         self.mode = "padded"
         try:
@@ -125,6 +134,7 @@ class Engine:
         finally:
             self.mode = before
             self.fused.on()
+            self.products.on()
             self.last.on()
             self._use(NAME if before == "shared" else self.plain_attention)
 
@@ -258,7 +268,7 @@ class Engine:
     @property
     def _compiles(self) -> bool:
         """Whether every new shape of a product costs memory (`preftune.engine.even`)."""
-        return self.bf16 and self.policy.device.type == "cpu"
+        return self.policy.device.type == "cpu" and (self.bf16 or self.products.taken > 0)
 
     def _even(self, packed: Pack) -> Pack:
         return even(packed) if self._compiles and self.mode == "shared" else packed

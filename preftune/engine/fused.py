@@ -133,7 +133,8 @@ def _norms_before_linear(model: Any) -> Iterator[nn.Module]:
         yield from (own[name] for name in _BEFORE_LINEAR if name in own)
 
 
-def _epsilon(module: nn.Module) -> float | None:
+def epsilon(module: nn.Module) -> float | None:
+    """What a norm adds to the mean square, None where it names nothing known."""
     for name in ("variance_epsilon", "eps"):
         value = getattr(module, name, None)
         if isinstance(value, float):
@@ -143,7 +144,7 @@ def _epsilon(module: nn.Module) -> float | None:
 
 def _is_norm(module: nn.Module) -> bool:
     """Whether it holds one vector and its forward is w · x / rms(x), in fp32 and of bf16 inputs."""
-    weight, eps = getattr(module, "weight", None), _epsilon(module)
+    weight, eps = getattr(module, "weight", None), epsilon(module)
     own = [name for name, _ in module.named_parameters()]
     if own != ["weight"] or eps is None or not isinstance(weight, Tensor) or weight.dim() != 1:
         return False
@@ -186,13 +187,13 @@ def _same(mine: Any, want: Any) -> bool:
 
 
 def _norm(self: Any, x: Tensor) -> Tensor:
-    y: Tensor = _Norm.apply(x, self.weight, _epsilon(self), None)  # type: ignore[no-untyped-call]
+    y: Tensor = _Norm.apply(x, self.weight, epsilon(self), None)  # type: ignore[no-untyped-call]
     return y
 
 
 def _half_norm(self: Any, x: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
-    y: Tensor = _Norm.apply(x, self.weight, _epsilon(self), dtype)  # type: ignore[no-untyped-call]
+    y: Tensor = _Norm.apply(x, self.weight, epsilon(self), dtype)  # type: ignore[no-untyped-call]
     return y
 
 

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from preftune.engine import products
+
 CHUNK_ELEMENTS = 1 << 24
 """Logits held at a time: 64 MiB per buffer in fp32. Smaller chunks re-read the head's weight more often."""
 
@@ -160,7 +162,7 @@ class _Chunks:
         few = shape.rows
         if keep and weight_VD.device.type == "cpu":
             few = max(_KEPT_CHUNK_ELEMENTS // vocabulary, _FEWEST_ROWS)
-        self.rows = min(shape.rows, few, hidden_TD.shape[0])
+        self.rows = min(_in_groups(shape.rows), _in_groups(few), hidden_TD.shape[0])
         size = (self.rows, vocabulary)
         self.full = full
         self._logits = torch.empty(size, dtype=full, device=weight_VD.device)
@@ -176,7 +178,9 @@ class _Chunks:
         """u of the chunk, in the logits buffer."""
         rows = at.stop - at.start
         low, out = self._low[:rows], self._logits[:rows]
-        if self.bias_V is None:
+        if products.fits(self.hidden_TD[at], self.weight_VD):
+            low = out = products.linear(self.hidden_TD[at], self.weight_VD, self.bias_V)
+        elif self.bias_V is None:
             torch.mm(self.hidden_TD[at], self.weight_VD.T, out=low)
         else:
             torch.addmm(self.bias_V, self.hidden_TD[at], self.weight_VD.T, out=low)
@@ -262,7 +266,7 @@ class _FusedLogprobs(torch.autograd.Function):
                 if entropy_T is not None:
                     entropy_T[at] = chunks.entropy(u, p, lse_T[at])
                 if slope_TD is not None:
-                    torch.mm(chunks.residual(u, p, targets), weight_VD, out=slope_TD[at])
+                    slope_TD[at] = products.times(chunks.residual(u, p, targets), weight_VD)
                 elif residual_TV is not None:
                     chunks.residual(u, p, targets, out=residual_TV[at])
         ctx.set_materialize_grads(False)
@@ -298,6 +302,11 @@ class _FusedLogprobs(torch.autograd.Function):
         return (*sums.result(), None, None, None, None)
 
 
+def _in_groups(rows: int) -> int:
+    """The tokens of a chunk: a multiple of 64 where there are so many, for products of sizes that come again."""
+    return max(rows // 64 * 64, min(rows, 64))
+
+
 class _Gradients:
     """Sums of chunks' gradients by hidden states, weight and bias: those that are needed."""
 
@@ -316,13 +325,13 @@ class _Gradients:
         """
         column = factor[:, None]
         if self._hidden is not None:
-            self._hidden[at] = (residual @ self.weight_VD) * column
+            self._hidden[at] = products.times(residual, self.weight_VD) * column
         if self._weight is not None:
             scaled = (self.hidden_TD[at] * column).to(residual.dtype)
-            if self._weight.dtype == residual.dtype:
+            if self._weight.dtype == residual.dtype and not products.fits(residual, self._weight):
                 self._weight.addmm_(residual.T, scaled)
             else:
-                self._weight += residual.T @ scaled
+                self._weight += products.transposed_times(residual, scaled)
         if self._bias is not None:
             self._bias += residual.T @ factor.to(residual.dtype)
 

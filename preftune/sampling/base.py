@@ -91,10 +91,8 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, d: Distribution, seen_BV: Tenso
         ids_B = logits_BV.argmax(-1)
         return ids_B, logits_BV.log_softmax(-1).gather(-1, ids_B[:, None])[:, 0]
     scaled_BV = _filtered(logits_BV if d.temperature == 1.0 else logits_BV / d.temperature, d)
-    top_B = scaled_BV.amax(-1)
-    # Sums of exp(logit − top) need no softmax: a division and two logarithms a row take the place of passes over V.
-    mass_BV = (scaled_BV - top_B[:, None]).exp_()
-    blocks_BNW = _blocks(mass_BV)
+    probs_BV = scaled_BV.softmax(-1)  # one trip through memory, where exponent and sum apart take three
+    blocks_BNW = _blocks(probs_BV)
     sums_BN = blocks_BNW.sum(-1)
     cumulative_BN = sums_BN.cumsum(-1)
     total_B = cumulative_BN[:, -1]
@@ -103,7 +101,7 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, d: Distribution, seen_BV: Tenso
     before_B = F.pad(cumulative_BN, (1, 0)).gather(-1, block_B[:, None])[:, 0]
     inside_BW = blocks_BNW[torch.arange(len(block_B), device=block_B.device), block_B].cumsum(-1)
     ids_B = block_B * _WIDTH + _first_above(inside_BW, (draw_B - before_B).clamp(min=0.0))
-    return ids_B, scaled_BV.gather(-1, ids_B[:, None])[:, 0] - top_B - total_B.log()
+    return ids_B, probs_BV.gather(-1, ids_B[:, None])[:, 0].log()
 
 
 _WIDTH = 64

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from preftune.engine.attention import Asked
+
 GROW = 64
 """Own-token places added to the cache when it is full."""
 
@@ -42,11 +44,13 @@ class DecodeCache:
     Attributes:
         rows: the active rows, in the order of the model's input.
         slot_B: each active row's place in the grid, group × width + column.
+        asked: what each layer asks of its attention.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.layers: dict[int, _Layer] = {}
+        self.asked: dict[int, Asked] = {}
         self.prompt_lengths: list[int] = []
         self.width = 0
         self.rows: list[Row] = []
@@ -55,6 +59,8 @@ class DecodeCache:
         self._masks: dict[int | None, Tensor | None] = {}
         self._span = 0  # own tokens of the longest row, with the one that is about to be fed
         self._reach = 0  # places of the own keys that this step reads
+        self._places: dict[int, Tensor] = {}
+        self._row_P: Tensor | None = None  # the row at each place of the grid; None: rows fill it in order
 
     # --- membership -------------------------------------------------------------------------------------------
 
@@ -152,10 +158,13 @@ class DecodeCache:
         # What is read past the span is masked.
         sample = next(iter(self.layers.values())).own_k
         self._reach = sample.shape[3] if not sample.is_cuda and sample.dtype != torch.float32 else self._span
+        self._places = {}
         slots = self.slot_B
-        self._group_B, self._column_B = slots // self.width, slots % self.width
-        self._length_B = self.length_GW.flatten()[slots]
-        self._full = len(slots) == self.places and bool((slots == torch.arange(self.places, device=self.device)).all())
+        everywhere = torch.arange(self.places, device=self.device)
+        self._row_P = None
+        if not torch.equal(slots, everywhere):
+            # A place without a row computes the first row's attention, and nothing reads it.
+            self._row_P = torch.zeros_like(everywhere).index_copy_(0, slots, everywhere[: len(slots)])
 
     def end_step(self) -> None:
         """The token is in the cache now."""
@@ -190,18 +199,27 @@ class DecodeCache:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
         """One new token a row: q [1, H, B, d], k and v [1, K, B, d] → [1, H, B, d]. Stores k and v."""
+        rows = (x[0].transpose(0, 1) for x in (q, k, v))
+        out_BHd = self.attend_rows(layer, *rows, scale=scale, window=window, softcap=softcap)
+        return out_BHd.transpose(0, 1)[None]
+
+    def attend_rows(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        """The same by rows: q [B, H, d], k and v [B, K, d] → [B, H, d]."""
         store = self.layers[layer]
         groups, width, heads = len(self.prompt_lengths), self.width, k.shape[1]
-        store.own_k[self._group_B, :, self._column_B, self._length_B] = k[0].transpose(0, 1)
-        store.own_v[self._group_B, :, self._column_B, self._length_B] = v[0].transpose(0, 1)
+        places = self._store_places(heads, store.own_k.shape[3])
+        store.own_k.view(-1, k.shape[2]).index_copy_(0, places, k.reshape(-1, k.shape[2]))
+        store.own_v.view(-1, v.shape[2]).index_copy_(0, places, v.reshape(-1, v.shape[2]))
         repeats = q.shape[1] // heads
-        q_B = q[0].transpose(0, 1) * scale
-        if not self._full:
-            q_B = q_B.new_zeros(self.places, *q_B.shape[1:]).index_copy_(0, self.slot_B, q_B)
+        q = q * scale
+        if self._row_P is not None:
+            q = q.index_select(0, self._row_P)
         # [G, W, K, r, d] → [G, K, W, r, d]: one prompt's keys serve all its rows in one product.
-        q_G = q_B.view(groups, width, heads, repeats, -1).transpose(1, 2)
+        q_G = q.view(groups, width, heads, repeats, -1).transpose(1, 2).contiguous()
         own_k, own_v = store.own_k[:, :, :, : self._reach], store.own_v[:, :, :, : self._reach]
-        prompt = (q_G.reshape(groups, heads, width * repeats, -1) @ store.prompt_k.transpose(-1, -2)).view(
+        prompt = (q_G.view(groups, heads, width * repeats, -1) @ store.prompt_k.transpose(-1, -2)).view(
             groups, heads, width, repeats, -1
         )
         scores = torch.cat([prompt, q_G @ own_k.transpose(-1, -2)], -1).float()
@@ -217,9 +235,15 @@ class DecodeCache:
         )
         out = out + weights[..., longest:] @ own_v
         flat = out.transpose(1, 2).reshape(self.places, heads * repeats, -1)
-        if not self._full:
-            flat = flat[self.slot_B]
-        return flat.transpose(0, 1)[None]
+        return flat if self._row_P is None else flat.index_select(0, self.slot_B)
+
+    def _store_places(self, heads: int, length: int) -> Tensor:
+        """Where each row's keys of this step stand among [G·K·W·L], rows before heads: [B·K]."""
+        if heads not in self._places:
+            group_B, column_B = self.slot_B // self.width, self.slot_B % self.width
+            each = (group_B[:, None] * heads + torch.arange(heads, device=self.device)) * self.width + column_B[:, None]
+            self._places[heads] = (each * length + self.length_GW.flatten()[self.slot_B][:, None]).flatten()
+        return self._places[heads]
 
 
 def _grown(x: Tensor) -> Tensor:

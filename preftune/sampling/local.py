@@ -13,7 +13,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from preftune.config import SamplingConfig
@@ -26,9 +25,12 @@ from preftune.models.folding import folded_bytes
 from preftune.records import Completion, Distribution, Finish, Group, Prompt
 from preftune.sampling.base import Progress, choose, distribution_of, uniforms
 from preftune.sampling.cache import DecodeCache, Row
+from preftune.sampling.step import KEPT_BYTES, Product, Steps, plain_agrees
 
-FOLD_TOKENS, FOLD_BYTES = 16, 1 << 30
-"""Adapters are folded into the weights for calls of at least so many steps, where the copies take at most so much."""
+FEW_TOKENS = 16
+"""Calls of fewer steps use the model as it is: no adapters folded, no weights gathered."""
+FOLD_BYTES = 1 << 30
+"""Adapters are folded into the weights where the copies take at most so much."""
 
 
 class Decoder(Protocol):
@@ -46,6 +48,7 @@ class LocalSampler:
     def __init__(self, engine: Engine, contract: Decoder) -> None:
         self.engine = engine
         self.contract = contract
+        self._plain_steps: bool | None = None  # whether the model's steps can be taken in plain products, once known
 
     @property
     def context_length(self) -> int | None:
@@ -105,7 +108,7 @@ class LocalSampler:
         three more products for every layer make it a third longer. Weights of 16 bits are left alone: the update
         would be rounded to theirs, and the samples would come from another policy than the trained one."""
         policy = self.engine.policy
-        fold = policy.is_adapter and call.max_tokens >= FOLD_TOKENS and folded_bytes(policy.model) <= FOLD_BYTES
+        fold = policy.is_adapter and call.max_tokens >= FEW_TOKENS and folded_bytes(policy.model) <= FOLD_BYTES
         with policy.merged() if fold else nullcontext():
             yield
 
@@ -123,11 +126,15 @@ class LocalSampler:
     def _decode(self, call: _Call, capacity: int) -> None:
         device = self.engine.policy.device
         model = self.engine.policy.model
-        decoder, head = decoder_of(model), read_head(model)
-        # With a frozen or full-weight head this is the weight itself; an adapted head is folded once a call.
-        weight, bias = head.weight(), head.bias
+        decoder = decoder_of(model)
+        dtype = torch.bfloat16 if self.engine.bf16 else None
+        many = call.max_tokens >= FEW_TOKENS
+        head = _Logits(read_head(model), dtype, keep=many)
         cache = DecodeCache(device)
         waiting = list(range(len(call.prompts)))
+        if many and self._plain_steps is None:
+            self._plain_steps = plain_agrees(self.engine)
+        steps = Steps(decoder, dtype=dtype, plain=many and bool(self._plain_steps))
         while waiting or cache.rows:
             room = max(capacity - len(cache.rows), 0) // max(call.n, 1)
             take = len(waiting) if room >= len(waiting) else room
@@ -135,15 +142,13 @@ class LocalSampler:
                 take = max(take, 1)
             if take and waiting:
                 entering, waiting = waiting[:take], waiting[take:]
-                self._enter(call, entering, cache, decoder, head, weight, bias)
+                self._enter(call, entering, cache, decoder, head)
                 continue
             cache.begin_step()
-            last = torch.tensor([row.ids[-1] for row in cache.rows], device=device)
-            states = decoder(
-                input_ids=last[None], position_ids=cache.positions_B()[None], use_cache=False, layout=cache
-            ).last_hidden_state[0]
+            last_B = torch.tensor([row.ids[-1] for row in cache.rows], device=device)
+            states = steps(last_B, cache)
             cache.end_step()
-            call.extend(cache.rows, _logits(states, head, weight, bias))
+            call.extend(cache.rows, head(states))
             done = call.finish(cache.rows)
             if any(done):
                 cache.keep(~torch.tensor(done))
@@ -154,9 +159,7 @@ class LocalSampler:
         entering: list[int],
         cache: DecodeCache,
         decoder: Any,
-        head: Head,
-        weight: Tensor,
-        bias: Tensor | None,
+        head: _Logits,
     ) -> None:
         """Prefill prompts, draw every row's first token, and let the rows that go on into the cache."""
         device = self.engine.policy.device
@@ -175,7 +178,7 @@ class LocalSampler:
                 use_cache=False,
                 layout=layout,
             ).last_hidden_state[0]
-            logits_GV = _logits(states[places], head, weight, bias)
+            logits_GV = head(states[places])
             rows = [call.rows(entering[g]) for g, _ in packed.members]
             flat = [row for group in rows for row in group]
             call.extend(flat, logits_GV.repeat_interleave(call.n, 0))
@@ -186,6 +189,7 @@ class LocalSampler:
                     span = slice(segment.start, segment.start + segment.prompt)
                     new_rows.append(left)
                     new_states.append({i: (k[0, :, span], v[0, :, span]) for i, (k, v) in recorded.items()})
+            cache.asked |= layout.asked
         if new_rows:
             cache.admit(new_rows, new_states)
 
@@ -237,9 +241,21 @@ class _Draw:
         return torch.tensor(self.done, device=input_ids.device)
 
 
-def _logits(states: Tensor, head: Head, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = F.linear(states.to(weight.dtype), weight, bias).float() * head.scale
-    return head.softcap * torch.tanh(logits / head.softcap) if head.softcap is not None else logits
+class _Logits:
+    """The head for one call: an adapted one is folded once, its weight cast and laid out once."""
+
+    def __init__(self, head: Head, dtype: torch.dtype | None, *, keep: bool) -> None:
+        weight = head.weight()
+        kept = keep and weight.numel() * (dtype or weight.dtype).itemsize <= KEPT_BYTES
+        self._project = Product([(weight, head.bias)], dtype, keep=kept)
+        self._scale, self._softcap = head.scale, head.softcap
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """[B, D] → [B, V], fp32."""
+        with torch.autocast(states.device.type, enabled=False):
+            logits = self._project(states).float()
+        logits = logits if self._scale == 1.0 else logits * self._scale
+        return self._softcap * torch.tanh(logits / self._softcap) if self._softcap is not None else logits
 
 
 class _Stop:
@@ -280,7 +296,8 @@ class _Call:
     def extend(self, rows: list[Row], logits_BV: Tensor) -> None:
         """Draw the next token of each row."""
         uniform_B = torch.tensor([row.uniform[len(row.ids)] for row in rows], device=logits_BV.device)
-        ids_B, logprobs_B = choose(logits_BV, uniform_B, self.drawn, self._seen_tokens(rows, logits_BV))
+        with torch.inference_mode():
+            ids_B, logprobs_B = choose(logits_BV, uniform_B, self.drawn, self._seen_tokens(rows, logits_BV))
         for row, token, logprob in zip(rows, ids_B.tolist(), logprobs_B.tolist(), strict=True):
             row.ids.append(token)
             row.logprobs.append(logprob)

@@ -71,7 +71,7 @@ def test_masked_attention_keeps_no_square(kind: str, monkeypatch: pytest.MonkeyP
     engine = Engine(policy_of(zoo.tiny_model(kind)))
     assert largest_saved(engine, 240) > 239 * 239 - 1  # short rows: the whole mask is kept, or whole scores
     monkeypatch.setattr(attention, "DENSE_PAIRS", 2000)
-    assert largest_saved(engine, 240) < 240 * 240 // 2
+    assert largest_saved(engine, 240) < 256 * 256 // 2  # a row may be filled up to 256 tokens
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])

@@ -1,0 +1,138 @@
+"""Products in single precision by oneDNN, on processors where torch's BLAS uses half of their width.
+
+torch multiplies fp32 matrices with Intel's MKL, which on other makers' processors takes its 256-bit path: on an AMD
+EPYC with 512-bit units 210 GFLOP/s of 480 (docs/log.md). oneDNN, which torch uses for convolutions, goes by what the
+processor can do. A linear layer over a row of tokens is a convolution of size 1 × 1, forward and both gradients, so
+`linear` is one; numbers differ by rounding, as between two BLAS libraries.
+
+Which of the two acts is decided by the processor's maker and width, never by a stopwatch: a run that is repeated or
+resumed takes the same one.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IMAGES = 16
+"""A row of tokens goes in as so many images: torch gives a 1 × 1 convolution of fewer to its own, slower kernel where
+it runs on one thread."""
+
+LEAST = 1 << 23
+"""Products of fewer multiplications are faster in MKL: calling a convolution takes 20 µs more."""
+
+
+@functools.cache
+def blas_is_narrow() -> bool:
+    """Whether torch multiplies fp32 matrices with narrower vectors than this processor has."""
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    mkl = bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+    return wide and mkl and onednn_is_there() and not _is_intel()
+
+
+def onednn_is_there() -> bool:
+    """Whether this torch has oneDNN."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def _is_intel() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    name = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else platform.processor()
+    return "Intel" in name.split("flags", 1)[0]
+
+
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether `linear` of these takes the convolution."""
+    rows = x.numel() // max(x.shape[-1], 1)
+    return (
+        rows % IMAGES == 0
+        and rows * weight.numel() >= LEAST
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and blas_is_narrow()
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b, as `torch.nn.functional.linear`; x […, K], weight [N, K] → […, N]."""
+    if not fits(x, weight):
+        return F.linear(x, weight, bias)
+    y = F.conv2d(_images(x.reshape(-1, x.shape[-1])), weight[:, :, None, None], bias)
+    return _rows(y).view(*x.shape[:-1], len(weight))
+
+
+def times(x: Tensor, weight: Tensor) -> Tensor:
+    """x W, without a graph; x [T, N], weight [N, K] → [T, K]."""
+    if not fits(x, weight):
+        return x @ weight
+    inputs = x.new_empty(len(x), weight.shape[1])  # for its shape
+    return _rows(_gradients(x, inputs, weight, of_input=True))
+
+
+def transposed_times(x: Tensor, y: Tensor) -> Tensor:
+    """xᵀ y, without a graph; x [T, N], y [T, K] → [N, K]."""
+    weight = x.new_empty(x.shape[1], y.shape[1])  # for its shape
+    if not (fits(x, weight) and y.dtype == x.dtype):
+        return x.T @ y
+    return _gradients(x, y, weight, of_input=False)[:, :, 0, 0]
+
+
+class Products:
+    """A model's linear layers, which take `linear`.
+
+    Attributes:
+        taken: how many; none where torch's own products are as wide as the processor.
+    """
+
+    def __init__(self, *models: Any) -> None:
+        self._layers: list[nn.Linear] = []
+        for module in (m for model in models for m in model.modules()):
+            if getattr(module.__dict__.get("forward"), "__func__", None) is _forward:
+                del module.__dict__["forward"]  # another engine's on this model
+            if type(module) is nn.Linear and "forward" not in module.__dict__ and module.weight.dtype == torch.float32:
+                self._layers.append(module)
+        self.taken = len(self._layers)
+        self.on()
+
+    def on(self) -> None:
+        """Let the layers use it."""
+        for layer in self._layers:
+            layer.__dict__["forward"] = MethodType(_forward, layer)
+
+    def off(self) -> None:
+        """Give the layers their own forward back."""
+        for layer in self._layers:
+            layer.__dict__.pop("forward", None)
+
+
+def _forward(self: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x, self.weight, self.bias)
+
+
+def _images(x_TK: Tensor) -> Tensor:
+    """[T, K] as images [16, K, T / 16, 1], without a copy."""
+    return x_TK.view(IMAGES, -1, 1, x_TK.shape[1]).permute(0, 3, 1, 2)
+
+
+def _rows(images: Tensor) -> Tensor:
+    """[16, N, T / 16, 1] as [T, N]."""
+    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
+
+
+def _gradients(grad_TN: Tensor, x_TK: Tensor, weight_NK: Tensor, *, of_input: bool) -> Tensor:
+    """The convolution's gradient by its input, images, or by its weight, [N, K, 1, 1]."""
+    mask = [of_input, not of_input, False]
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+        _images(grad_TN.contiguous()), _images(x_TK.contiguous()), weight_NK[:, :, None, None], None,
+        [1, 1], [0, 0], [1, 1], False, [0, 0], 1, mask,
+    )  # fmt: skip
+    out: Tensor = of_x if of_input else of_weight
+    return out
