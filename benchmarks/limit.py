@@ -7,8 +7,8 @@ The numerator: floating-point operations that the useful tokens need, each promp
 stand behind it: 2 for each weight of a matrix and token forwards, 4 backwards, the head at completion tokens alone.
 Attention, norms, the optimizer and recomputation are left out of it, so the share is a lower bound. The denominator:
 the time of the update (forward, backward, optimizer) times the rate of one large product of matrices, measured before
-and after on the same threads, by torch's BLAS and by oneDNN's convolution of size 1 × 1 (`preftune.engine.products`): the
-best of the four.
+and after on the same threads, by torch's BLAS and by oneDNN's convolution (`preftune.engine.products`): the best of
+the four.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def main() -> None:
         args.model = folder / "tiny"
         table(args)
         args.model, args.name, args.methods = folder / "smol135", "smol135", "dpo"
-        args.steps, args.batch = 2, 4
+        args.steps = 3
         table(args)
 
 

@@ -163,12 +163,14 @@ class _Chunks:
         if keep and weight_VD.device.type == "cpu":
             few = max(_KEPT_CHUNK_ELEMENTS // vocabulary, _FEWEST_ROWS)
         self.rows = min(_in_groups(shape.rows), _in_groups(few), hidden_TD.shape[0])
+        self.full, self.low = full, low
+        self.wide = products.wide(hidden_TD[: self.rows], weight_VD)
         size = (self.rows, vocabulary)
-        self.full = full
-        self._logits = torch.empty(size, dtype=full, device=weight_VD.device)
-        self._probs = torch.empty_like(self._logits)
-        # A 16-bit matmul needs a 16-bit place for its result, and later for the residual it multiplies.
-        self._low = self._logits if low == full else torch.empty(size, dtype=low, device=weight_VD.device)
+        self._probs = torch.empty(size, dtype=full, device=weight_VD.device)
+        if not self.wide:  # oneDNN gives each chunk's logits a place of their own
+            self._logits = torch.empty_like(self._probs)
+            # A 16-bit matmul needs a 16-bit place for its result, and later for the residual it multiplies.
+            self._low = self._logits if low == full else torch.empty(size, dtype=low, device=weight_VD.device)
 
     def slices(self) -> Iterator[slice]:
         for start in range(0, self.hidden_TD.shape[0], max(self.rows, 1)):
@@ -176,26 +178,27 @@ class _Chunks:
 
     def logits(self, at: slice) -> Tensor:
         """u of the chunk, in the logits buffer."""
-        rows = at.stop - at.start
-        low, out = self._low[:rows], self._logits[:rows]
-        if products.fits(self.hidden_TD[at], self.weight_VD):
-            low = out = products.linear(self.hidden_TD[at], self.weight_VD, self.bias_V)
-        elif self.bias_V is None:
-            torch.mm(self.hidden_TD[at], self.weight_VD.T, out=low)
+        if self.wide:
+            out = products.inner(self.hidden_TD[at], self.weight_VD, self.bias_V)
         else:
-            torch.addmm(self.bias_V, self.hidden_TD[at], self.weight_VD.T, out=low)
-        if low.dtype != out.dtype:
-            out.copy_(low)
+            rows = at.stop - at.start
+            low, out = self._low[:rows], self._logits[:rows]
+            if self.bias_V is None:
+                torch.mm(self.hidden_TD[at], self.weight_VD.T, out=low)
+            else:
+                torch.addmm(self.bias_V, self.hidden_TD[at], self.weight_VD.T, out=low)
+            if low.dtype != out.dtype:
+                out.copy_(low)
         if self.shape.softcap is None:
             k = self.shape.scale / self.shape.temperature
             return out if k == 1.0 else out.mul_(k)
         out.mul_(self.shape.scale / self.shape.softcap).tanh_()
         return out.mul_(self.shape.softcap / self.shape.temperature)
 
-    def probs(self, u: Tensor) -> Tensor:
-        """softmax(u), in the second buffer: torch's kernel makes one trip through memory, and on a CPU takes a third
-        of the time of subtract, exponent and sum apart."""
-        return torch.softmax(u, dim=-1, out=self._probs[: len(u)])
+    def probs(self, u: Tensor, into: Tensor | None = None) -> Tensor:
+        """softmax(u), in the second buffer or `into` another place: torch's kernel makes one trip through memory, and
+        on a CPU takes a third of the time of subtract, exponent and sum apart."""
+        return torch.softmax(u, dim=-1, out=self._probs[: len(u)] if into is None else into)
 
     def logsumexp(self, u: Tensor, p: Tensor) -> Tensor:
         """Of each row, from its largest entry, whose probability is at least 1 / V: max u − log max p."""
@@ -232,7 +235,7 @@ class _Chunks:
             p.addcmul_(p, tanh.square_(), value=-1.0)
         if out is not None:
             return out.copy_(p)
-        return p if p.dtype == self._low.dtype else self._low[: len(p)].copy_(p)
+        return p if p.dtype == self.low else self._low[: len(p)].copy_(p)
 
 
 class _FusedLogprobs(torch.autograd.Function):
@@ -260,15 +263,17 @@ class _FusedLogprobs(torch.autograd.Function):
             residual_TV = weight_VD.new_empty(len(targets_T), weight_VD.shape[0]) if keep else None
             for at in chunks.slices():
                 u, targets = chunks.logits(at), targets_T[at]
-                p = chunks.probs(u)
+                # The residual is made of the probabilities: kept in their precision, it takes their place.
+                here = residual_TV[at] if residual_TV is not None and chunks.low == chunks.full else None
+                p = chunks.probs(u, here)
                 lse_T[at] = chunks.logsumexp(u, p)
                 torch.sub(u.gather(1, targets[:, None]).squeeze(1), lse_T[at], out=logprobs_T[at])
                 if entropy_T is not None:
                     entropy_T[at] = chunks.entropy(u, p, lse_T[at])
                 if slope_TD is not None:
-                    slope_TD[at] = products.times(chunks.residual(u, p, targets), weight_VD)
+                    slope_TD[at] = _times(chunks.residual(u, p, targets), weight_VD)
                 elif residual_TV is not None:
-                    chunks.residual(u, p, targets, out=residual_TV[at])
+                    chunks.residual(u, p, targets, out=residual_TV[at] if here is None else None)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, lse_T, entropy_T, slope_TD, residual_TV)
         ctx.shape = shape
@@ -302,6 +307,11 @@ class _FusedLogprobs(torch.autograd.Function):
         return (*sums.result(), None, None, None, None)
 
 
+def _times(x: Tensor, weight: Tensor) -> Tensor:
+    """x W; x [T, V], weight [V, D]."""
+    return products.inner(x, weight.T) if products.wide(x, weight.T) else x @ weight
+
+
 def _in_groups(rows: int) -> int:
     """The tokens of a chunk: a multiple of 64 where there are so many, for products of sizes that come again."""
     return max(rows // 64 * 64, min(rows, 64))
@@ -312,11 +322,13 @@ class _Gradients:
 
     def __init__(self, needed: Sequence[bool], hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> None:
         self.hidden_TD, self.weight_VD, self.bias_V = hidden_TD, weight_VD, bias_V
-        # Over chunks the head's gradient is summed in fp32: 16 bits would lose small terms.
-        full = torch.promote_types(weight_VD.dtype, torch.float32)
         self._hidden = torch.empty_like(hidden_TD) if needed[0] else None
-        self._weight = torch.zeros_like(weight_VD, dtype=full) if needed[1] else None
-        self._bias = torch.zeros_like(bias_V, dtype=full) if needed[2] and bias_V is not None else None
+        # Over chunks the head's gradient is summed in fp32: 16 bits would lose small terms.
+        self._full = torch.promote_types(weight_VD.dtype, torch.float32)
+        self._needs_weight = needed[1]
+        self._weight: Tensor | None = None  # [V, D], or [D, V] as oneDNN makes it faster
+        self._bias = torch.zeros_like(bias_V, dtype=self._full) if needed[2] and bias_V is not None else None
+        self._wide = products.wide(hidden_TD, weight_VD)
 
     def add(self, at: slice, residual: Tensor, factor: Tensor) -> None:
         """Adds a chunk whose gradient by its logits is factor[:, None] * residual.
@@ -325,17 +337,23 @@ class _Gradients:
         """
         column = factor[:, None]
         if self._hidden is not None:
-            self._hidden[at] = products.times(residual, self.weight_VD) * column
-        if self._weight is not None:
+            self._hidden[at] = _times(residual, self.weight_VD) * column
+        if self._needs_weight:
             scaled = (self.hidden_TD[at] * column).to(residual.dtype)
-            if self._weight.dtype == residual.dtype and not products.fits(residual, self._weight):
-                self._weight.addmm_(residual.T, scaled)
+            left, right = (scaled.T, residual) if self._wide else (residual.T, scaled)
+            if self._weight is not None and self._weight.dtype == residual.dtype and not self._wide:
+                self._weight.addmm_(left, right)
             else:
-                self._weight += products.transposed_times(residual, scaled)
+                part = (products.inner(left, right.T) if self._wide else left @ right).to(self._full)
+                self._weight = part if self._weight is None else self._weight.add_(part)
         if self._bias is not None:
             self._bias += residual.T @ factor.to(residual.dtype)
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        weight = None if self._weight is None else self._weight.to(self.weight_VD.dtype)
+        weight = None
+        if self._weight is not None:
+            weight = (self._weight.T.contiguous() if self._wide else self._weight).to(self.weight_VD.dtype)
+        elif self._needs_weight:
+            weight = torch.zeros_like(self.weight_VD)
         bias = None if self._bias is None or self.bias_V is None else self._bias.to(self.bias_V.dtype)
         return self._hidden, weight, bias

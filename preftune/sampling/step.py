@@ -25,7 +25,7 @@ from preftune.engine.forward import Engine
 from preftune.engine.fused import epsilon
 from preftune.engine.head import decoder_of
 from preftune.engine.pack import pack
-from preftune.engine.products import blas_is_narrow, onednn_is_there
+from preftune.engine.products import blas_is_narrow, has_inner, inner
 from preftune.records import Completion, Group, Prompt
 from preftune.sampling.cache import DecodeCache, Row
 
@@ -85,17 +85,15 @@ class Product:
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self._dtype)
         if self._onednn:
-            parts = [torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "") for w, b in self._parts]
+            parts = [inner(x, w, b) for w, b in self._parts]
         else:
             parts = [F.linear(x, w, b) for w, b in self._parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def onednn_multiplies(weight: Tensor) -> bool:
-    """Whether oneDNN is the faster one for products with this weight, called as torch's compiler calls it."""
-    if weight.device.type != "cpu" or not onednn_is_there():
-        return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+    """Whether oneDNN is the faster one for products of few rows with this weight."""
+    if weight.device.type != "cpu" or not has_inner():
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

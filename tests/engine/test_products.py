@@ -15,7 +15,7 @@ from preftune.engine import products
 from preftune.engine.even import STEP
 from preftune.engine.forward import Engine
 from preftune.engine.logprobs import fused_logprobs
-from preftune.engine.products import Products, fits, linear, times, transposed_times
+from preftune.engine.products import Products, inner, linear, wide
 from tests.engine import zoo
 from tests.engine.plain import engine_values, furthest, gradients, policy_of, relative_l2, some_groups, weighted_sum
 
@@ -25,7 +25,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+def narrow_blas(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor that MKL leaves half idle, whatever runs these tests, and for products of any size."""
     monkeypatch.setattr(products, "blas_is_narrow", lambda: True)
     monkeypatch.setattr("preftune.engine.forward.blas_is_narrow", lambda: True)
@@ -33,12 +33,12 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 32, 48), (16, 8, 8), (2, 40, 16, 24), (128, 33, 7)])
-def test_values_and_gradients_are_those_of_the_definition(wide: None, shape: tuple[int, ...]) -> None:
+def test_values_and_gradients_are_those_of_the_definition(narrow_blas: None, shape: tuple[int, ...]) -> None:
     *rows, width, outputs = shape
     given = (draw(*rows, width), draw(outputs, width, seed=1), draw(outputs, seed=2))
     mine = [x.clone().requires_grad_() for x in given]
     exact = [x.double().requires_grad_() for x in given]
-    assert fits(mine[0], mine[1])
+    assert wide(mine[0], mine[1])
     up = draw(*rows, outputs, seed=3)
     out, want = linear(*mine), F.linear(*exact)
     out.backward(up)
@@ -50,7 +50,7 @@ def test_values_and_gradients_are_those_of_the_definition(wide: None, shape: tup
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-5, atol=3e-5)
 
 
-def test_a_gradient_with_other_strides(wide: None) -> None:
+def test_a_gradient_with_other_strides(narrow_blas: None) -> None:
     x, weight = draw(64, 32).requires_grad_(), draw(48, 32, seed=1)
     linear(x, weight).T.square().sum().backward()
     mine, x.grad = x.grad, None
@@ -59,29 +59,30 @@ def test_a_gradient_with_other_strides(wide: None) -> None:
     torch.testing.assert_close(mine, x.grad, rtol=1e-5, atol=1e-3)
 
 
-def test_products_without_a_graph(wide: None) -> None:
-    x, weight, y = draw(64, 48), draw(48, 32, seed=1), draw(64, 32, seed=2)
-    torch.testing.assert_close(times(x, weight).double(), x.double() @ weight.double(), rtol=1e-5, atol=3e-5)
-    mine = transposed_times(x, y)
-    assert mine.shape == (48, 32)
-    torch.testing.assert_close(mine.double(), x.double().T @ y.double(), rtol=1e-5, atol=3e-5)
+@pytest.mark.parametrize("rows", [64, 17])
+def test_products_without_a_graph(rows: int) -> None:
+    x, weight, bias = draw(rows, 48), draw(32, 48, seed=1), draw(32, seed=2)
+    close = {"rtol": 1e-5, "atol": 3e-5}
+    torch.testing.assert_close(inner(x, weight, bias).double(), x.double() @ weight.double().T + bias, **close)
+    turned = inner(x.T, draw(40, rows, seed=3))
+    torch.testing.assert_close(turned.double(), x.double().T @ draw(40, rows, seed=3).double().T, **close)
+    up = draw(rows, 32, seed=4)
+    torch.testing.assert_close(inner(up, weight.T).double(), up.double() @ weight.double(), **close)
 
 
-def test_what_does_not_fit_is_torchs_own_product(wide: None) -> None:
+def test_what_does_not_fit_is_torchs_own_product(narrow_blas: None) -> None:
     weight = draw(8, 4)
+    assert wide(draw(16, 4), weight)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not fits(draw(16, 4), weight)
-    for x, w in [(draw(17, 4), weight), (draw(16, 4).double(), weight.double()), (draw(16, 4).bfloat16(), weight)]:
-        assert not fits(x, w)
-        if x.dtype == w.dtype:
-            assert torch.equal(linear(x, w), F.linear(x, w))
-            assert torch.equal(times(x, draw(4, 3).to(x)), x @ draw(4, 3).to(x))
-            assert torch.equal(transposed_times(x, x), x.T @ x)
+        assert not wide(draw(16, 4), weight)
+    for x, w in [(draw(16, 4).double(), weight.double()), (draw(16, 4).bfloat16(), weight.bfloat16())]:
+        assert not wide(x, w) and torch.equal(linear(x, w), F.linear(x, w))
+    assert torch.equal(linear(draw(17, 4), weight), F.linear(draw(17, 4), weight))
 
 
 def test_small_products_stay_with_the_blas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "blas_is_narrow", lambda: True)
-    assert fits(draw(256, 256), draw(128, 256)) and not fits(draw(240, 256), draw(128, 256))
+    assert wide(draw(256, 256), draw(128, 256)) and not wide(draw(240, 256), draw(128, 256))
 
 
 @pytest.mark.parametrize(("name", "narrow"), [("GenuineIntel", False), ("AuthenticAMD", True)])
@@ -101,7 +102,7 @@ def test_the_makers_name_decides_beside_the_width(name: str, narrow: bool, monke
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2", "gemma2", "phi3", "opt"])
-def test_a_models_numbers_and_gradients_stay(kind: str, wide: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_models_numbers_and_gradients_stay(kind: str, narrow_blas: None, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = some_groups()
     calls: list[Any] = []
     own_products = products.F.conv2d
@@ -119,7 +120,7 @@ def test_a_models_numbers_and_gradients_stay(kind: str, wide: None, monkeypatch:
     assert relative_l2(found, own) <= 5e-5
 
 
-def test_rows_are_filled_up_so_that_few_sizes_come(wide: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_filled_up_so_that_few_sizes_come(narrow_blas: None, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(policy_of(zoo.tiny_model("qwen3")))
     seen: set[int] = set()
     own = products.F.conv2d
@@ -128,7 +129,7 @@ def test_rows_are_filled_up_so_that_few_sizes_come(wide: None, monkeypatch: pyte
     assert seen and all(rows % STEP == 0 for rows in seen)
 
 
-def test_the_plain_path_and_half_precision_do_without(wide: None) -> None:
+def test_the_plain_path_and_half_precision_do_without(narrow_blas: None) -> None:
     model = zoo.tiny_model("qwen3")
     engine = Engine(policy_of(model))
     linears = [m for m in model.modules() if type(m) is torch.nn.Linear]
@@ -147,7 +148,7 @@ def test_without_narrow_products_nothing_is_touched(monkeypatch: pytest.MonkeyPa
     assert not any("forward" in m.__dict__ for m in model.modules() if type(m) is torch.nn.Linear)
 
 
-def test_a_second_engine_takes_over_and_a_copy_has_its_own_weights(wide: None) -> None:
+def test_a_second_engine_takes_over_and_a_copy_has_its_own_weights(narrow_blas: None) -> None:
     model = zoo.tiny_model("qwen3")
     first = Engine(policy_of(model))
     second = Engine(policy_of(model))
@@ -160,7 +161,7 @@ def test_a_second_engine_takes_over_and_a_copy_has_its_own_weights(wide: None) -
     assert float(other(x).abs().max()) == 0.0 < float(layer(x).abs().max())
 
 
-def test_layers_inside_adapters_are_taken_and_foreign_ones_left(wide: None) -> None:
+def test_layers_inside_adapters_are_taken_and_foreign_ones_left(narrow_blas: None) -> None:
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     torch.manual_seed(0)
     model: Any = get_peft_model(zoo.tiny_model("qwen3"), config)
@@ -182,7 +183,7 @@ def test_layers_inside_adapters_are_taken_and_foreign_ones_left(wide: None) -> N
 @pytest.mark.parametrize("trains", [True, False])
 @pytest.mark.parametrize("chunk", [1 << 24, 113 * 64])
 @pytest.mark.parametrize("entropy", [True, False])
-def test_the_heads_products(wide: None, trains: bool, chunk: int, entropy: bool, monkeypatch: Any) -> None:
+def test_the_heads_products(narrow_blas: None, trains: bool, chunk: int, entropy: bool, monkeypatch: Any) -> None:
     """Kept, recomputed and frozen heads, chunks of 64 tokens."""
 
     def run() -> list[Tensor]:
