@@ -65,6 +65,17 @@ WORKS = (
     Work("kto", f"tiny, {LONG}, fp32", prompt_words=400),
     Work("kto", f"tiny, LoRA, {LONG}, fp32", ("--lora",), prompt_words=400),
 )
+AIMS = (
+    # What the table on top says: its name, the method and name of the works (fp32, bf16), the aims of rate and memory.
+    ("DPO tiny", "dpo", "tiny, {}", 3.0, 0.6),
+    ("DPO tiny, 400 words of context", "dpo", f"tiny, {LONG}, {{}}", 3.5, 0.5),
+    ("DPO smol135 LoRA, batch 4", "dpo", "smol135, LoRA, batch 4, {}", 3.0, 0.5),
+    ("reward tiny", "reward", "tiny, {}", 2.5, 0.6),
+    ("KTO tiny", "kto", "tiny, {}", 2.5, 0.6),
+    ("GRPO tiny, 8 × 8 × 128", "grpo", "tiny, 8 × 8 × 128, {}", 3.5, 0.5),
+    ("GRPO tiny, 400 words of context", "grpo", f"tiny, 8 × 8 × 128, {LONG}, {{}}", 5.0, 0.5),
+    ("GRPO tiny, completions of different lengths", "grpo", f"tiny, 8 × 8, {UNEVEN}, {{}}", 5.0, 0.5),
+)
 UNITS = {"grpo": "tokens/s", "dpo": "pairs/s", "reward": "pairs/s", "kto": "rows/s"}
 
 
@@ -181,7 +192,34 @@ def write(work: Work, row: dict[str, Any]) -> None:
         text += f"\n## {work.method}\n\n{mark}\n{mark}\n"
     before, _, rest = text.partition(mark)
     old, _, after = rest.partition(mark)
-    page.write_text(f"{before}{mark}\n{section(work.method, work, row, old)}\n{mark}{after}", encoding="utf-8")
+    page.write_text(
+        summarise(f"{before}{mark}\n{section(work.method, work, row, old)}\n{mark}{after}"), encoding="utf-8"
+    )
+
+
+def summarise(text: str) -> str:
+    """The page with its table of aims made anew from the rows below it; bold where a median reaches its aim."""
+    mark = "<!-- aims -->"
+    before, _, rest = text.partition(mark)
+    _, _, after = rest.partition(mark)
+    lines = [
+        "| work | aim, rate | fp32 | bf16 | aim, memory | fp32 | bf16 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, method, name, rate, memory in AIMS:
+        section = text.partition(f"<!-- {method} -->")[2].partition(f"<!-- {method} -->")[0]
+        rows = {cells[1].strip(): cells for line in section.splitlines() if len(cells := line.split("|")) > 7}
+        found = [rows.get(name.format(precision)) for precision in ("fp32", "bf16")]
+        rates = [None if cells is None else float(cells[5].split("**")[1]) for cells in found]
+        memories = [None if cells is None else float(cells[6].split()[0]) for cells in found]
+        shown = [_bold(f"{x:.2f}", x >= rate) if x is not None else "–" for x in rates]
+        kept = [_bold(f"{x:.2f}", x <= memory) if x is not None else "–" for x in memories]
+        lines.append(f"| {label} | {rate} | {shown[0]} | {shown[1]} | {memory} | {kept[0]} | {kept[1]} |")
+    return f"{before}{mark}\n" + "\n".join(lines) + f"\n{mark}{after}"
+
+
+def _bold(shown: str, reached: bool) -> str:
+    return f"**{shown}**" if reached else shown
 
 
 def main() -> None:

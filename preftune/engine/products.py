@@ -95,6 +95,11 @@ class Products:
         self.taken = len(self._layers)
         self.on()
 
+    @property
+    def by(self) -> str:
+        """Who multiplies, in words."""
+        return "oneDNN in fp32: the BLAS leaves half of this processor's width unused" if self.taken else "torch"
+
     def on(self) -> None:
         """Let the layers use it."""
         for layer in self._layers:

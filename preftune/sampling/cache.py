@@ -56,7 +56,7 @@ class DecodeCache:
         self.rows: list[Row] = []
         self.slot_B = torch.empty(0, dtype=torch.long, device=device)
         self.length_GW = torch.zeros(0, 0, dtype=torch.long, device=device)
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor | None] = {}
         self._span = 0  # own tokens of the longest row, with the one that is about to be fed
         self._reach = 0  # places of the own keys that this step reads
         self._places: dict[int, Tensor] = {}
@@ -172,9 +172,10 @@ class DecodeCache:
         flat[self.slot_B] += 1
         self.length_GW = flat.view_as(self.length_GW)
 
-    def _mask(self, window: int | None) -> Tensor | None:
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """Additive mask [G, 1, W, 1, P + L] of this step, None when everything is visible."""
-        if window not in self._masks:
+        key = (window, dtype)
+        if key not in self._masks:
             prompts_G = torch.tensor(self.prompt_lengths, device=self.device)
             longest = int(prompts_G.max())
             at_P = torch.arange(longest, device=self.device)
@@ -189,11 +190,11 @@ class DecodeCache:
                 seen_own = seen_own & (prompts_G[:, None, None] + at_L > query_GW[..., None] - window)
             seen = torch.cat([seen_prompt, seen_own], -1)
             if bool(seen.all()):
-                self._masks[window] = None
+                self._masks[key] = None
             else:
-                mask = torch.zeros(seen.shape, dtype=torch.float32, device=self.device).masked_fill_(~seen, -torch.inf)
-                self._masks[window] = mask[:, None, :, None, :]
-        return self._masks[window]
+                mask = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, -torch.inf)
+                self._masks[key] = mask[:, None, :, None, :]
+        return self._masks[key]
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
@@ -222,13 +223,13 @@ class DecodeCache:
         prompt = (q_G.view(groups, heads, width * repeats, -1) @ store.prompt_k.transpose(-1, -2)).view(
             groups, heads, width, repeats, -1
         )
-        scores = torch.cat([prompt, q_G @ own_k.transpose(-1, -2)], -1).float()
+        scores = torch.cat([prompt, q_G @ own_k.transpose(-1, -2)], -1)
         if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        mask = self._mask(window)
+            scores = softcap * torch.tanh(scores.float() / softcap)
+        mask = self._mask(window, scores.dtype)
         if mask is not None:
             scores += mask
-        weights = scores.softmax(-1).to(v.dtype)
+        weights = scores.softmax(-1).to(v.dtype)  # of 16-bit scores too the kernel computes in fp32
         longest = store.prompt_k.shape[2]
         out = (weights[..., :longest].reshape(groups, heads, width * repeats, -1) @ store.prompt_v).view(
             groups, heads, width, repeats, -1

@@ -148,7 +148,7 @@ def _describe(engine: Engine, groups: Sequence[Group], max_tokens: int) -> dict[
     about: dict[str, Any] = {
         "format": FORMAT, "weights": weights_hash(engine.policy), "rows": rows.hexdigest(), "bf16": engine.bf16,
         "mode": engine.mode, "max_tokens": max_tokens, "device": engine.policy.device.type,
-        "torch": torch.__version__,
+        "torch": torch.__version__, "products": engine.products.by,
     }  # fmt: skip
     text = {name: str(value) for name, value in about.items()}
     return {**text, "key": hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:32]}

@@ -273,7 +273,7 @@ class Session:
             "data": self.data_facts, "engine": {
                 "mode": self.engine.mode, "reason": self.engine.reason, "fused_norms": self.engine.fused.norms,
                 "fused_gated": self.engine.fused.gated, "half_norms": self.engine.fused.half_norms,
-                "last_layer_where_read": self.engine.last.taken,
+                "last_layer_where_read": self.engine.last.taken, "products": self.engine.products.by,
             },
             "counts": {k: str(v) for k, v in self.counts.items()}, "lineage": self.policy.lineage,
             "precision": self.precision, "steps": self.steps, "max_tokens_per_batch": self.budget,
