@@ -19,9 +19,10 @@ from preftune.engine.pack import Pack, Segment
 STEP = 64
 """Tokens; a row's mean filling is half of it."""
 
-KERNELS = 96
-"""Compiled products kept at a time. One pass over a pack needs about sixty, each of them in every layer; of the next
-pack's those of the linear layers come again, those of attention seldom. More of them were no faster (docs/log.md)."""
+KERNELS, KERNELS_FP32 = 48, 24
+"""Compiled products kept at a time, in half precision and in fp32, where attention has none of them. A layer of
+a pack needs ten to thirty, forwards and backwards, and the next layer the same ones. More of them were no faster, or by
+less than 3 %, and took up to 0.1 GiB (docs/log.md)."""
 
 
 def rounded(length: int) -> int:
@@ -50,11 +51,15 @@ def even(packed: Pack) -> Pack:
     return packed
 
 
-def keep_fewer_kernels() -> bool:
+def keep_fewer_kernels(*, half: bool) -> bool:
     """Ask oneDNN, and the store in front of it in each thread, to keep KERNELS compiled products instead of 1,024,
-    before any was compiled. Returns whether they were asked: a choice in the environment stands."""
+    before any was compiled. Returns whether they were asked: a choice in the environment stands, an earlier call's too.
+
+    Args:
+        half: products will be in half precision.
+    """
     names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
     if any(name in os.environ for name in (*names, "DNNL_PRIMITIVE_CACHE_CAPACITY")):
         return False
-    os.environ.update(dict.fromkeys(names, str(KERNELS)))
+    os.environ.update(dict.fromkeys(names, str(KERNELS if half else KERNELS_FP32)))
     return True

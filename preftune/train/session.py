@@ -164,7 +164,7 @@ class Session:
             bf16 = uses_bf16(recipe, policy)
             if policy.device.type == "cpu":
                 keep_freed_memory()
-                keep_fewer_kernels()
+                keep_fewer_kernels(half=bf16)
             engine = Engine(policy, mode=recipe.model.attention, bf16=bf16)
             facts = prepared.facts | facts_of([*benchmarks.values()])
             notes += rewards.share(engine)

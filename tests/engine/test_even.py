@@ -21,7 +21,7 @@ KERNELS = """
 import os, sys, torch
 from preftune.engine.even import keep_fewer_kernels
 if sys.argv[1] == "fewer":
-    assert keep_fewer_kernels() and not keep_fewer_kernels()
+    assert keep_fewer_kernels(half=True) and not keep_fewer_kernels(half=True)
 w, x = torch.randn(64, 64, dtype=torch.bfloat16), torch.randn(900, 64, dtype=torch.bfloat16)
 def resident():
     return int(open("/proc/self/statm").read().split()[1])
@@ -95,4 +95,4 @@ def test_the_users_choice_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     from preftune.engine.even import keep_fewer_kernels
 
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
-    assert not keep_fewer_kernels()
+    assert not keep_fewer_kernels(half=True)
