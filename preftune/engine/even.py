@@ -19,7 +19,7 @@ from preftune.engine.pack import Pack, Segment
 STEP = 64
 """Tokens; a row's mean filling is half of it."""
 
-KERNELS, KERNELS_FP32 = 48, 24
+KERNELS, KERNELS_FP32 = 64, 24
 """Compiled products kept at a time, in half precision and in fp32, where attention has none of them. A layer of
 a pack needs ten to thirty, forwards and backwards, and the next layer the same ones. More of them were no faster, or by
 less than 3 %, and took up to 0.1 GiB (docs/log.md)."""
