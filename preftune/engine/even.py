@@ -1,6 +1,6 @@
-"""Sizes that come again, for matrix products in half precision on a CPU.
+"""Sizes that come again, for matrix products by oneDNN on a CPU: in half precision, and in fp32 by `engine.products`.
 
-oneDNN compiles machine code for every new shape of a 16-bit product and keeps it: two thirds of a MiB each, some sixty
+oneDNN compiles machine code for every new shape of a product and keeps it: two thirds of a MiB each, some sixty
 shapes a pack, and no two packs are of one length. Left alone, a run of forty steps of DPO grew by 1 GiB
 (docs/log.md). Rows filled up to a multiple of STEP tokens have few lengths; what is filled in belongs to no group,
 nothing attends to it, nothing reads it, and its gradient is zero. And oneDNN is asked to keep fewer kernels.
