@@ -66,6 +66,14 @@ class Product:
 
     Where oneDNN multiplies (16 bits on a CPU, fp32 by `preftune.engine.products`), weights that are kept are laid out
     for it once, not at every step.
+
+    Args:
+        layers: weight [N, K] and bias [N] of each.
+        dtype: in which to multiply, None for the weights' own.
+        keep: the weights may be copied, side by side and as oneDNN wants them.
+
+    Attributes:
+        onednn: whether oneDNN multiplies.
     """
 
     def __init__(
@@ -77,14 +85,15 @@ class Product:
         if keep and len(layers) > 1:
             biases = [_joined(weights, biases)]
             weights = [torch.cat(weights)]
-        self._onednn = onednn_multiplies(weights[0])
-        if self._onednn and keep:
+        self.onednn = onednn_multiplies(weights[0])
+        if self.onednn and keep:
             weights = [torch.ops.mkldnn._reorder_linear_weight(w, USUAL_ROWS) for w in weights]
         self._parts = list(zip(weights, biases, strict=True))
 
     def __call__(self, x: Tensor) -> Tensor:
+        """[B, K] → [B, ΣN]."""
         x = x.to(self._dtype)
-        if self._onednn:
+        if self.onednn:
             parts = [inner(x, w, b) for w, b in self._parts]
         else:
             parts = [F.linear(x, w, b) for w, b in self._parts]
@@ -243,7 +252,7 @@ def plain_step(decoder: Any, asked: Mapping[int, Asked], dtype: torch.dtype | No
         layers = list(decoder.layers)
         keep = sum(_bytes(layer, dtype) for layer in layers) <= KEPT_BYTES
         parts = [_layer_of(layer, asked, dtype, keep) for layer in layers]
-        even = onednn_multiplies(parts[0].before.weight if dtype is None else parts[0].before.weight.to(dtype))
+        even = any(layer.down.onednn for layer in parts)
         return PlainStep(embedding.weight, decoder.rotary_emb, parts, _norm_of(decoder.norm), even=even)
     except (_OtherForm, AttributeError):
         return None
