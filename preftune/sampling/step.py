@@ -93,10 +93,8 @@ class Product:
     def __call__(self, x: Tensor) -> Tensor:
         """[B, K] → [B, ΣN]."""
         x = x.to(self._dtype)
-        if self.onednn:
-            parts = [inner(x, w, b) for w, b in self._parts]
-        else:
-            parts = [F.linear(x, w, b) for w, b in self._parts]
+        multiply = inner if self.onednn else F.linear
+        parts = [multiply(x, w, b) for w, b in self._parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
